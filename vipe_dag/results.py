@@ -1,0 +1,107 @@
+"""What each stage returns: frozen records of plain NumPy arrays, named as they are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+PARAM_NAMES = ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3")
+"""One camera vector everywhere, float64. For `fisheye` the slots k1 k2 p1 p2 hold Kannala-Brandt k1..k4."""
+
+
+@dataclass(frozen=True)
+class FrameBlock:
+    """Consecutive decoded frames: index (n,) int64 in the source, time (n,) float64 seconds, rgb (n, H, W, 3) uint8."""
+
+    index: NDArray[np.int64]
+    time: NDArray[np.float64]
+    rgb: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Keyframes:
+    """Where the camera moved enough.
+
+    keyframe (K,) int64 rows, ascending; motion (T,) float32, median flow in pixels since the last keyframe; segment (T,) int32, which
+    uninterrupted shot a row belongs to; sharpness (T,) float32, variance of the Laplacian of grey levels; flags: words of the data contract.
+    """
+
+    keyframe: NDArray[np.int64]
+    motion: NDArray[np.float32]
+    segment: NDArray[np.int32]
+    sharpness: NDArray[np.float32]
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Intrinsics:
+    """Calibration at working resolution: params, params_std (9,) float64 in the order of PARAM_NAMES (a given value has std 0).
+
+    source is `given`, `metadata` or `estimated`. candidate_focal, candidate_cost (C,): the starts tried and the robust cost each reached.
+    focal_observable is False when the motion does not determine the focal length and the prior decided.
+    """
+
+    camera_model: str
+    params: NDArray[np.float64]
+    params_std: NDArray[np.float64]
+    source: str
+    candidate_focal: NDArray[np.float64]
+    candidate_cost: NDArray[np.float64]
+    focal_observable: bool
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BaPoses:
+    """Cameras of every frame and the sparse inverse depth of keyframes, from bundle adjustment.
+
+    cam2world (T, 4, 4) float64, OpenCV axes, one arbitrary scale per segment; tracked (T,) bool; segment (T,) int32;
+    position_std (T,) float64 in the same unit as translations; frame_residual_px, inlier_share (T,) float32;
+    keyframe (K,) int64 rows; point_uv (K, gy, gx, 2) float32 pixel of each grid point in its keyframe; inverse_depth (K, gy, gx) float32
+    (1 / z-depth); valid (K, gy, gx) bool; residual_px (K, gy, gx) float32; params, params_std (9,) float64 at working resolution;
+    parallax (S,) bool, per segment: was a translation observable; residual_px_median float; iterations int.
+    """
+
+    cam2world: NDArray[np.float64]
+    tracked: NDArray[np.bool_]
+    segment: NDArray[np.int32]
+    position_std: NDArray[np.float64]
+    frame_residual_px: NDArray[np.float32]
+    inlier_share: NDArray[np.float32]
+    keyframe: NDArray[np.int64]
+    point_uv: NDArray[np.float32]
+    inverse_depth: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    residual_px: NDArray[np.float32]
+    camera_model: str
+    params: NDArray[np.float64]
+    params_std: NDArray[np.float64]
+    parallax: NDArray[np.bool_]
+    residual_px_median: float
+    iterations: int
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DepthBlock:
+    """Depth of consecutive rows from `start`: z_depth (n, H, W) float32 (NaN = unknown), confidence (n, H, W) uint8, measured (n, H, W) bool."""
+
+    start: int
+    z_depth: NDArray[np.float32]
+    confidence: NDArray[np.uint8]
+    measured: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class AlignedBlock:
+    """A DepthBlock in the scale of the poses: inverse depth was mapped by scale * x + shift, per row; alignment_residual (n,) is relative."""
+
+    start: int
+    z_depth: NDArray[np.float32]
+    confidence: NDArray[np.uint8]
+    measured: NDArray[np.bool_]
+    scale: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    alignment_residual: NDArray[np.float32]
