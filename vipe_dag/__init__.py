@@ -1,0 +1,1 @@
+"""vipe-dag: camera poses, intrinsics and dense depth from any video, kept as data."""
