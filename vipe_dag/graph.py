@@ -1,0 +1,123 @@
+"""The order of the stages and the fingerprint of each result: the one home of both facts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from pydantic import BaseModel
+
+from vipe_dag.config import PipelineConfig
+
+FINGERPRINT_HEX = 16
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One asset: the function in vipe_dag/stages/<name>.py, what it reads, and the version of its algorithm.
+
+    Raise `algorithm_version` when the same inputs and configuration give other values than before; every stored generation of this stage
+    and of those below it is then computed anew.
+    """
+
+    name: str
+    deps: tuple[str, ...]
+    algorithm_version: int
+
+    @property
+    def module(self) -> str:
+        return f"vipe_dag.stages.{self.name}"
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("frames", (), algorithm_version=1),
+    Stage("keyframes", ("frames",), algorithm_version=1),
+    Stage("intrinsics", ("frames", "keyframes"), algorithm_version=1),
+    Stage("ba_poses", ("frames", "keyframes", "intrinsics"), algorithm_version=1),
+    Stage("dense_depth", ("frames", "ba_poses"), algorithm_version=1),
+    Stage("aligned_depth", ("frames", "dense_depth", "ba_poses"), algorithm_version=1),
+)
+"""In an order in which they can run: a stage follows all its deps."""
+
+
+@dataclass(frozen=True)
+class SourceIdentity:
+    """What of a source decides the results: content digest, clip (seconds, None = open end; every stride-th frame), digest of a given calibration."""
+
+    digest: str
+    start: float | None = None
+    end: float | None = None
+    stride: int = 1
+    given_intrinsics_digest: str | None = None
+
+
+def stage(name: str) -> Stage:
+    """The stage of that name. Raises KeyError."""
+    return {entry.name: entry for entry in STAGES}[name]
+
+
+def upstream(name: str) -> tuple[str, ...]:
+    """The stage and everything it needs, in running order. Raises KeyError."""
+    needed = {name}
+    for entry in reversed(STAGES):
+        if entry.name in needed:
+            needed.update(entry.deps)
+    stage(name)
+    return tuple(entry.name for entry in STAGES if entry.name in needed)
+
+
+def downstream(name: str) -> tuple[str, ...]:
+    """The stage and everything computed from it, in running order. Raises KeyError."""
+    return tuple(entry.name for entry in STAGES if stage(name).name in upstream(entry.name))
+
+
+def fingerprints(config: PipelineConfig, source: SourceIdentity) -> dict[str, str]:
+    """Per stage 16 hex digits of H(name, algorithm version, configuration, fingerprints of its deps or identity of the source).
+
+    The same in every process and on every machine: it hashes our own canonical text, not a library's serialisation.
+    """
+    found: dict[str, str] = {}
+    for entry in STAGES:
+        found[entry.name] = _digest(
+            {
+                "stage": entry.name,
+                "algorithm_version": entry.algorithm_version,
+                "config": getattr(config, entry.name),
+                "inputs": {dep: found[dep] for dep in entry.deps},
+                "source": _source_part(entry.name, source),
+            }
+        )
+    return found
+
+
+def canonical(value: Any) -> str:
+    """Unambiguous text of a configuration value: JSON with sorted keys, floats by shortest repr (so 1 and 1.0 differ, 0.0 and -0.0 do not).
+
+    Raises TypeError for anything but None, bool, int, float, str, sequences, mappings with text keys and pydantic models.
+    """
+    if isinstance(value, BaseModel):
+        return canonical({name: getattr(value, name) for name in type(value).model_fields})
+    if value is None or isinstance(value, bool | int | str):
+        return json.dumps(value)
+    if isinstance(value, float):
+        return repr(value + 0.0)
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(canonical(item) for item in value) + "]"
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return "{" + ",".join(f"{json.dumps(key)}:{canonical(value[key])}" for key in sorted(value)) + "}"
+    raise TypeError(f"no canonical form for {value!r} of type {type(value).__name__}")
+
+
+def _source_part(name: str, source: SourceIdentity) -> dict[str, Any]:
+    if name == "frames":
+        start, end = (None if bound is None else float(bound) for bound in (source.start, source.end))
+        return {"digest": source.digest, "start": start, "end": end, "stride": source.stride}
+    if name == "intrinsics":
+        return {"given_intrinsics": source.given_intrinsics_digest}
+    return {}
+
+
+def _digest(value: Any) -> str:
+    return blake2b(canonical(value).encode(), digest_size=FINGERPRINT_HEX // 2).hexdigest()
