@@ -28,7 +28,7 @@ class FramesConfig(StageConfig):
     """Decoding: working resolution and how pixels are kept."""
 
     long_side: int = Field(
-        640, ge=64, le=8192, description="Longer side of the working resolution in pixels; a smaller video is not enlarged."
+        640, ge=64, le=8192, description="Longer side of the working resolution in pixels; smaller video is not enlarged."
     )
     profile: Literal["jxl", "reference"] = Field(
         "jxl", description="`jxl` keeps lossless pixels in the store; `reference` keeps none and decodes the source on demand."
@@ -180,5 +180,6 @@ def _problem(detail: Any, origins: Mapping[tuple[Any, ...], str]) -> str:
 
 def _section(field: FieldInfo) -> type[BaseModel]:
     section = field.annotation
-    assert isinstance(section, type) and issubclass(section, BaseModel)
+    assert isinstance(section, type)
+    assert issubclass(section, BaseModel)
     return section

@@ -44,7 +44,10 @@ STAGES: tuple[Stage, ...] = (
 
 @dataclass(frozen=True)
 class SourceIdentity:
-    """What of a source decides the results: content digest, clip (seconds, None = open end; every stride-th frame), digest of a given calibration."""
+    """What of a source decides the results.
+
+    digest of its content; clip: start and end in seconds (None = open), every stride-th frame; digest of a given calibration or None.
+    """
 
     digest: str
     start: float | None = None
@@ -60,11 +63,10 @@ def stage(name: str) -> Stage:
 
 def upstream(name: str) -> tuple[str, ...]:
     """The stage and everything it needs, in running order. Raises KeyError."""
-    needed = {name}
+    needed = {stage(name).name}
     for entry in reversed(STAGES):
         if entry.name in needed:
             needed.update(entry.deps)
-    stage(name)
     return tuple(entry.name for entry in STAGES if entry.name in needed)
 
 
@@ -102,7 +104,7 @@ def canonical(value: Any) -> str:
     if value is None or isinstance(value, bool | int | str):
         return json.dumps(value)
     if isinstance(value, float):
-        return repr(value + 0.0)
+        return repr(float(value) + 0.0)
     if isinstance(value, list | tuple):
         return "[" + ",".join(canonical(item) for item in value) + "]"
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
