@@ -94,6 +94,17 @@ def fingerprints(config: PipelineConfig, source: SourceIdentity) -> dict[str, st
     return found
 
 
+def code_version(name: str, config: PipelineConfig) -> str:
+    """16 hex digits of H(stage, algorithm version, its configuration): what decides a result apart from its inputs. Raises KeyError."""
+    entry = stage(name)
+    return _digest({"stage": entry.name, "algorithm_version": entry.algorithm_version, "config": getattr(config, entry.name)})
+
+
+def config_digest(config: PipelineConfig) -> str:
+    """16 hex digits of the whole configuration, to tell whether two processes mean the same one."""
+    return _digest(config)
+
+
 def canonical(value: Any) -> str:
     """Unambiguous text of a configuration value: JSON with sorted keys, floats by shortest repr (so 1 and 1.0 differ, 0.0 and -0.0 do not).
 

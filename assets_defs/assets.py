@@ -1,0 +1,74 @@
+"""One asset per stage. A step checks its configuration, makes one call, and returns version, metadata and checks."""
+
+import dagster as dg
+
+from assets_defs.checks import check_results, check_specs
+from assets_defs.metadata import materialization_metadata
+from assets_defs.partitions import video_partitions
+from resources.progress import ProgressSink
+from resources.video_store import VideoStoreResource
+from vipe_dag.config import PipelineConfig
+from vipe_dag.graph import STAGES, Stage, code_version, config_digest
+
+CONFIG_TAG = "vipe_dag/config"
+GROUP = "video"
+
+DESCRIPTIONS = {
+    "frames": "Decoded pixels at working resolution with exact timestamps from the container.",
+    "keyframes": "The frames where the camera moved enough, and the shots between cuts.",
+    "intrinsics": "Camera parameters with standard deviations: given, from metadata, or estimated from the motion.",
+    "ba_poses": "Bundle-adjusted camera-to-world pose of every frame, refined intrinsics, sparse inverse depth of keyframes.",
+    "dense_depth": "Triangulated depth of every frame with confidence; NaN where it is unknown.",
+    "aligned_depth": "Depth in one scale with the poses, stable over time.",
+}
+
+
+def build_assets(config: PipelineConfig) -> list[dg.AssetsDefinition]:
+    """The six assets of the graph in vipe_dag.graph, computing what `config` says."""
+    return [_asset(stage, config) for stage in STAGES]
+
+
+def _asset(stage: Stage, config: PipelineConfig) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=stage.name,
+        deps=list(stage.deps),
+        partitions_def=video_partitions,
+        group_name=GROUP,
+        description=DESCRIPTIONS[stage.name],
+        kinds={"zarr"},
+        code_version=code_version(stage.name, config),
+        check_specs=check_specs(stage.name),
+    )
+    def compute(
+        context: dg.AssetExecutionContext, video_store: VideoStoreResource, progress: dg.ResourceParam[ProgressSink]
+    ) -> dg.MaterializeResult:
+        from vipe_dag.pipeline import run_stage
+
+        refuse_other_config(context.run.tags.get(CONFIG_TAG), config)
+        store, video_id = video_store.open(), context.partition_key
+        report = run_stage(
+            store,
+            video_id,
+            stage.name,
+            config,
+            run_id=context.run_id,
+            progress=lambda name, done, total: progress.report(context.log, video_id, name, done, total),
+        )
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(report.fingerprint),
+            metadata=materialization_metadata(store, report),
+            check_results=check_results(stage.name, report.checks),
+        )
+
+    return compute
+
+
+def refuse_other_config(requested: str | None, config: PipelineConfig) -> None:
+    """Raises dagster.Failure when a run was requested under another configuration than the one these definitions were loaded with."""
+    loaded = config_digest(config)
+    if requested is not None and requested != loaded:
+        raise dg.Failure(
+            f"this run was requested for configuration {requested}, but the definitions were loaded with {loaded}: "
+            "reload the code location and launch the run again",
+            allow_retries=False,
+        )
