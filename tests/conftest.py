@@ -1,0 +1,26 @@
+"""What all tests share: one thread per worker, no telemetry, no display, and the real clips where they are at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Before torch, OpenCV, matplotlib or Dagster is imported. Workers share the cores; more threads each only make them wait.
+for _variable, _value in {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "DAGSTER_DISABLE_TELEMETRY": "1", "NO_COLOR": "1"}.items():
+    os.environ.setdefault(_variable, _value)
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("repeatable")
+
+REAL_CLIPS = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    """The folder of real clips beside the checkout; they carry licences of their own and are not part of this repository."""
+    if not REAL_CLIPS.is_dir():
+        pytest.skip("the real clips (../shared/data) are not on this machine")
+    return REAL_CLIPS
