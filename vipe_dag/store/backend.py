@@ -1,0 +1,278 @@
+"""Where a store lives: whole-object reads, atomic replacement, listing, and a Zarr store below a key. Keys are relative and use `/`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vipe_dag.errors import StoreError
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+Change = Callable[[bytes | None], bytes | None]
+"""From the current content of an object (None = absent) to its next content; None leaves it as it is."""
+
+
+class Backend(Protocol):
+    """A place that can hold a store."""
+
+    @property
+    def root(self) -> str:
+        """The path or URL that a person would type."""
+
+    def read(self, key: str) -> bytes | None:
+        """The content of one object, or None when there is none."""
+
+    def update(self, key: str, change: Change) -> None:
+        """Replaces one object in one step, durably: readers see the old content or the new, never a part."""
+
+    def children(self, key: str) -> list[str]:
+        """Sorted names directly below a key; empty when there is nothing."""
+
+    def objects(self, key: str) -> dict[str, tuple[int, float]]:
+        """Every object below a key: its size in bytes and when it was written, seconds since the epoch."""
+
+    def sync(self, key: str) -> None:
+        """Makes everything below a key survive a power cut."""
+
+    def remove(self, key: str) -> None:
+        """Removes an object, or everything below a key; nothing there is no error."""
+
+    def zarr(self, key: str, *, read_only: bool) -> Store:
+        """The Zarr store below a key."""
+
+    def url(self, key: str) -> str:
+        """What other programs open to reach a key."""
+
+
+def open_backend(root: str | Path, storage_options: dict[str, Any] | None = None) -> Backend:
+    """A local path (or file:// URL), or any URL that fsspec knows: memory://, s3://, gs://, az://.
+
+    storage_options go to the fsspec file system. Raises StoreError when the URL's protocol is unknown or its package is not installed.
+    """
+    text = os.fspath(root)
+    for scheme in ("file://", "local://"):
+        text = text.removeprefix(scheme)
+    if "://" not in text:
+        if storage_options:
+            raise StoreError(f"{text}: a local store takes no storage options, found {', '.join(storage_options)}")
+        return LocalBackend(Path(text))
+    return FsspecBackend(text, storage_options or {})
+
+
+class LocalBackend:
+    """A directory. An object is replaced by a temporary file, fsync, rename and fsync of the directory."""
+
+    TEMPORARY = ".tmp"
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory.expanduser().absolute()
+
+    @property
+    def root(self) -> str:
+        return str(self._directory)
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            return (self._directory / key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def update(self, key: str, change: Change) -> None:
+        path = self._directory / key
+        with _UPDATES:
+            content = change(self.read(key))
+            if content is None:
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{self.TEMPORARY}")
+            try:
+                with temporary.open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            _fsync_directory(path.parent)
+
+    def children(self, key: str) -> list[str]:
+        try:
+            return sorted(entry.name for entry in os.scandir(self._directory / key) if not entry.name.endswith(self.TEMPORARY))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def objects(self, key: str) -> dict[str, tuple[int, float]]:
+        found: dict[str, tuple[int, float]] = {}
+        for folder, _, names in os.walk(self._directory / key):
+            for name in names:
+                path = Path(folder, name)
+                try:
+                    facts = path.stat()
+                except FileNotFoundError:
+                    continue
+                found[path.relative_to(self._directory).as_posix()] = (facts.st_size, facts.st_mtime)
+        return found
+
+    def sync(self, key: str) -> None:
+        top = self._directory / key
+        for folder, _, names in os.walk(top):
+            for name in names:
+                descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            _fsync_directory(Path(folder))
+        for parent in (top.parent, *(top.parent.parents)):
+            _fsync_directory(parent)
+            if parent == self._directory:
+                break
+
+    def remove(self, key: str) -> None:
+        path = self._directory / key
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def zarr(self, key: str, *, read_only: bool) -> Store:
+        from zarr.storage import LocalStore
+
+        return LocalStore(self._directory / key, read_only=read_only)
+
+    def url(self, key: str) -> str:
+        return str(self._directory / key)
+
+
+class FsspecBackend:
+    """Any file system of fsspec. An object is replaced by one PUT, conditional on what was read where the service offers that (S3)."""
+
+    ATTEMPTS = 20
+    REFUSED = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409")
+    """S3's words for a conditional PUT that lost a race."""
+
+    def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
+        import fsspec
+
+        self._url = url.rstrip("/") if not url.endswith("://") else url
+        self._options = storage_options
+        try:
+            self._fs, self._base = fsspec.url_to_fs(self._url, **storage_options)
+        except (ImportError, ValueError) as error:
+            raise StoreError(f"{url}: cannot open this kind of store: {error}") from error
+
+    @property
+    def root(self) -> str:
+        return self._url
+
+    def _path(self, key: str) -> str:
+        return f"{self._base.rstrip('/')}/{key}".rstrip("/")
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            return bytes(self._fs.cat_file(self._path(key)))
+        except FileNotFoundError:
+            return None
+
+    def update(self, key: str, change: Change) -> None:
+        conditional = "s3" in _protocols(self._fs)
+        with _UPDATES:
+            for _ in range(self.ATTEMPTS):
+                etag = self._etag(key) if conditional else None
+                content = change(self.read(key))
+                if content is None:
+                    return
+                if not conditional:
+                    self._fs.pipe_file(self._path(key), content)
+                    return
+                if self._put_if(key, content, etag):
+                    return
+        raise StoreError(f"{self.url(key)}: lost {self.ATTEMPTS} races against other writers of this object; run again")
+
+    def _etag(self, key: str) -> str | None:
+        self._fs.invalidate_cache(self._path(key))
+        try:
+            return str(self._fs.info(self._path(key))["ETag"])
+        except FileNotFoundError:
+            return None
+
+    def _put_if(self, key: str, content: bytes, etag: str | None) -> bool:
+        """A PUT that S3 refuses when the object changed since its ETag was read, or exists although it did not. False: refused."""
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        try:
+            self._fs.pipe_file(self._path(key), content, **condition)
+        except OSError as error:
+            code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
+            if not isinstance(error, FileExistsError) and code not in self.REFUSED:
+                raise
+            return False
+        return True
+
+    def children(self, key: str) -> list[str]:
+        self._fs.invalidate_cache(self._path(key))
+        try:
+            names = self._fs.ls(self._path(key), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted({str(name).rstrip("/").rpartition("/")[2] for name in names} - {""})
+
+    def objects(self, key: str) -> dict[str, tuple[int, float]]:
+        self._fs.invalidate_cache(self._path(key))
+        base = len(self._base.rstrip("/")) + 1
+        found = self._fs.find(self._path(key), detail=True)
+        return {path[base:]: (int(info["size"]), _written(info)) for path, info in found.items()}
+
+    def sync(self, key: str) -> None:
+        """Nothing to do: a PUT that was answered is durable."""
+
+    def remove(self, key: str) -> None:
+        self._fs.invalidate_cache(self._path(key))
+        if self._fs.exists(self._path(key)):
+            self._fs.rm(self._path(key), recursive=True)
+
+    def zarr(self, key: str, *, read_only: bool) -> Store:
+        from zarr.storage import FsspecStore
+
+        return FsspecStore.from_url(self.url(key), storage_options=dict(self._options), read_only=read_only)
+
+    def url(self, key: str) -> str:
+        return f"{self._url.rstrip('/')}/{key}" if not self._url.endswith("://") else self._url + key
+
+
+_UPDATES = threading.Lock()
+"""Serialises read-and-replace within this process; between processes S3 has its conditions and a disk has the last rename."""
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _written(info: dict[str, Any]) -> float:
+    """When an object was last written, seconds since the epoch. Services name it differently; unknown counts as now, hence as young."""
+    for name in ("LastModified", "mtime", "last_modified", "updated", "modified", "created"):
+        value = info.get(name)
+        if isinstance(value, int | float):
+            return float(value)
+        if isinstance(value, datetime):
+            return value.timestamp()
+    return time.time()
+
+
+def _fsync_directory(path: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,136 @@
+"""Reading one generation: lazy xarray, and row by row with a bounded cache."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the package runs without being installed
+from vipe_dag.errors import StoreError
+from vipe_dag.schema import COORDINATES, SHARD_FRAMES, asset_schema
+
+
+def open_dataset(store: Any, asset: str, chunks: Mapping[str, int] | None) -> xr.Dataset:
+    """A committed generation as lazy xarray: images as dask arrays of `chunks` (None: lazy without dask), nothing masked or scaled."""
+    dataset = xr.open_zarr(
+        store,
+        chunks=None,
+        consolidated=True,
+        zarr_format=3,
+        mask_and_scale=False,
+        decode_times=False,
+        decode_timedelta=False,
+    )
+    dataset = dataset.set_coords([name for name in COORDINATES if name in dataset.variables])
+    if "param" in dataset.coords:
+        dataset = dataset.assign_coords(param=("param", dataset["param"].values.astype(object), dataset["param"].attrs))
+    if chunks is None:
+        return dataset
+    images = [v.name for v in asset_schema(asset).variables if v.sharded and v.name in dataset.variables]
+    return dataset.assign({name: dataset[name].chunk(chunks) for name in images})
+
+
+class RowCache:
+    """Rows of one sharded array. Walking forward reads a shard at a time, jumping reads single frames; the least recently used go first.
+
+    cache_bytes bounds the decoded rows kept. Safe to use from several threads.
+    """
+
+    def __init__(self, array: zarr.Array[Any], cache_bytes: int) -> None:
+        self._array, self._limit = array, cache_bytes
+        self._row_bytes = max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize)
+        self._rows: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._last = -1
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._array.shape[0])
+
+    @property
+    def cached_bytes(self) -> int:
+        return len(self._rows) * self._row_bytes
+
+    def row(self, row: int) -> NDArray[Any]:
+        """A copy of one row. Raises IndexError outside 0..len-1."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        with self._lock:
+            if row not in self._rows:
+                self._load(row, row + 1 if row != self._last + 1 else self._shard_end(row))
+            self._last = row
+            self._rows.move_to_end(row)
+            values = self._rows[row].copy()
+            while len(self._rows) > 1 and self.cached_bytes > self._limit:
+                self._rows.popitem(last=False)
+            return values
+
+    def _shard_end(self, row: int) -> int:
+        """Where to stop reading ahead from a row: the end of its shard, the end of the array, or what the cache holds."""
+        room = max(1, self._limit // self._row_bytes)
+        return min((row // SHARD_FRAMES + 1) * SHARD_FRAMES, len(self), row + room)
+
+    def _load(self, start: int, end: int) -> None:
+        block = np.asarray(self._array[start:end])
+        for offset in reversed(range(end - start)):
+            self._rows[start + offset] = block[offset].copy()
+
+
+class StoredFrames:
+    """FrameSequence over the pixels of a `frames` generation of profile jxl."""
+
+    def __init__(self, group: zarr.Group, cache_bytes: int) -> None:
+        self._rgb = RowCache(_array(group, "rgb"), cache_bytes)
+        self._shape = _array(group, "rgb").shape
+        self._frame = np.asarray(_array(group, "frame")[:], np.int64)
+        self._time = np.asarray(_array(group, "time")[:], np.float64)
+
+    @property
+    def frame(self) -> NDArray[np.int64]:
+        return self._frame
+
+    @property
+    def time(self) -> NDArray[np.float64]:
+        return self._time
+
+    @property
+    def height(self) -> int:
+        return int(self._shape[1])
+
+    @property
+    def width(self) -> int:
+        return int(self._shape[2])
+
+    def __len__(self) -> int:
+        return int(self._shape[0])
+
+    def rgb(self, row: int) -> NDArray[np.uint8]:
+        return self._rgb.row(row)
+
+
+class StoredDepth:
+    """DepthSequence over a `dense_depth` or `aligned_depth` generation; cache_bytes is shared by its three arrays."""
+
+    def __init__(self, group: zarr.Group, cache_bytes: int) -> None:
+        self._z_depth, self._confidence, self._measured = (
+            RowCache(_array(group, name), cache_bytes * share // 4) for name, share in (("z_depth", 2), ("confidence", 1), ("measured", 1))
+        )
+
+    def __len__(self) -> int:
+        return len(self._z_depth)
+
+    def depth(self, row: int) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
+        return self._z_depth.row(row).astype(np.float32), self._confidence.row(row), self._measured.row(row)
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    array = group.get(name)
+    if not isinstance(array, zarr.Array):
+        raise StoreError(f"{group.store}: expected an array {name}, found {sorted(group.keys())}")
+    return array

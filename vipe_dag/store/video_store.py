@@ -1,0 +1,343 @@
+"""A store of videos: every read resolves a pointer once, every write becomes visible by flipping one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from vipe_dag.errors import ConfigError, StoreError
+from vipe_dag.schema import ASSETS, CONVENTIONS, SHARD_FRAMES, asset_schema, nearest
+from vipe_dag.sequence import DepthSequence, FrameSequence
+from vipe_dag.store.backend import Backend, LocalBackend, open_backend
+from vipe_dag.store.pointer import (
+    COMMIT,
+    POINTER,
+    SOURCE,
+    Pointer,
+    asset_key,
+    generation_fingerprint,
+    new_generation,
+    parse_pointer,
+    valid_fingerprint,
+    valid_video_id,
+)
+from vipe_dag.video.records import SourceRecord
+
+if TYPE_CHECKING:
+    import xarray as xr
+    import zarr
+
+    from vipe_dag.store.writer import Generation
+
+CACHE_BYTES = 256 * 2**20
+"""Default bound of the decoded rows that one sequence keeps."""
+
+SHARD_CHUNKS: Mapping[str, int] = {"frame": SHARD_FRAMES}
+
+
+@dataclass(frozen=True)
+class Swept:
+    """One piece of litter that `VideoStore.sweep` removed: its key below the root, and bytes."""
+
+    key: str
+    bytes: int
+
+
+class VideoStore:
+    """Videos, their sources and their assets below one root: a local path, memory://NAME, or any URL of fsspec (s3://BUCKET/PREFIX).
+
+    Methods that take `fingerprint` read the newest complete generation of that fingerprint, current or not; without it, the current one.
+    They raise StoreError when there is none. Opened data never changes: a later commit writes elsewhere.
+    """
+
+    def __init__(self, root: str | Path, storage_options: Mapping[str, Any] | None = None) -> None:
+        self._backend: Backend = open_backend(root, dict(storage_options or {}))
+
+    @property
+    def root(self) -> str:
+        """The absolute path or the URL of the store."""
+        return self._backend.root
+
+    def __repr__(self) -> str:
+        return f"VideoStore({self.root!r})"
+
+    # Videos and their sources
+
+    def videos(self) -> list[str]:
+        """Sorted ids of the videos that are registered or have an asset."""
+        names = (name for name in self._backend.children("") if _is_video_id(name))
+        return [name for name in names if {SOURCE, *ASSETS}.intersection(self._backend.children(name))]
+
+    def register(self, source: SourceRecord) -> None:
+        """Remembers where a video comes from; replaces an earlier record of that id."""
+        content = (source.model_dump_json(indent=2) + "\n").encode()
+        self._backend.update(f"{valid_video_id(source.video_id)}/{SOURCE}", lambda _: content)
+
+    def source(self, video_id: str) -> SourceRecord:
+        """The registered source. Raises StoreError for a video that is not registered."""
+        key = f"{valid_video_id(video_id)}/{SOURCE}"
+        content = self._backend.read(key)
+        if content is None:
+            raise self._no_such_video(video_id)
+        try:
+            return SourceRecord.model_validate_json(content)
+        except (ValidationError, ConfigError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            raise StoreError(f"{self._backend.url(key)}: not a readable source record ({reason}); run the video again") from error
+
+    # Generations and pointers
+
+    def current(self, video_id: str, asset: str) -> Pointer | None:
+        """The current generation, or None. Raises StoreError when the pointer is unreadable."""
+        key = f"{asset_key(video_id, asset)}/{POINTER}"
+        content = self._backend.read(key)
+        return None if content is None else parse_pointer(content, self._backend.url(key))
+
+    def generations(self, video_id: str, asset: str) -> list[Pointer]:
+        """Every complete generation, oldest first. Half-written ones are left out."""
+        complete = (self._complete(video_id, asset, name) for name in self._generation_names(video_id, asset))
+        return sorted((pointer for pointer in complete if pointer), key=lambda pointer: (pointer.written_at, pointer.generation))
+
+    def find(self, video_id: str, asset: str, fingerprint: str) -> Pointer | None:
+        """The newest complete generation of a fingerprint, or None; the current one if it has that fingerprint."""
+        valid_fingerprint(fingerprint)
+        with suppress(StoreError):
+            current = self.current(video_id, asset)
+            if current is not None and current.fingerprint == fingerprint and self._complete(video_id, asset, current.generation):
+                return current
+        names = [n for n in self._generation_names(video_id, asset) if generation_fingerprint(n) == fingerprint]
+        found = [pointer for name in names if (pointer := self._complete(video_id, asset, name))]
+        return max(found, key=lambda pointer: (pointer.written_at, pointer.generation), default=None)
+
+    def point(self, video_id: str, asset: str, fingerprint: str) -> Pointer | None:
+        """Makes a complete generation of that fingerprint current and returns its pointer; None, and no change, when there is none."""
+        pointer = self.find(video_id, asset, fingerprint)
+        if pointer is not None:
+            self._flip(pointer, lambda content: content != _pointer_bytes(pointer))
+        return pointer
+
+    def path(self, video_id: str, asset: str, fingerprint: str | None = None) -> str:
+        """The path or URL of a generation, for anything that reads Zarr."""
+        return self._backend.url(self._generation_key(self._resolve(video_id, asset, fingerprint)))
+
+    # Writing
+
+    @contextmanager
+    def begin(
+        self, video_id: str, asset: str, fingerprint: str, *, run_id: str | None = None, sizes: Mapping[str, int | None] | None = None
+    ) -> Iterator[Generation]:
+        """A new generation that nobody sees until the block is left; then it is validated, made durable and becomes current.
+
+        sizes: lengths of dimensions known beforehand (None or absent: unknown); they are asserted at commit. An exception leaves nothing
+        behind and the earlier generation current. Two writers of one fingerprint both succeed. Raises StoreError when the data breaks the
+        schema, or when another run made a different fingerprint current in the meantime: the result is then kept, complete, for `point`.
+        """
+        from vipe_dag.store.writer import Generation
+
+        key, name = asset_key(video_id, asset), new_generation(fingerprint)
+        where = f"{video_id}, {asset}"
+        seen = self._backend.read(f"{key}/{POINTER}")
+        try:
+            writer = Generation(self._backend, f"{key}/{name}", where, asset_schema(asset), sizes or {})
+            yield writer
+            stored, checks = writer.finish()
+            pointer = Pointer(
+                video_id=video_id,
+                asset=asset,
+                generation=name,
+                fingerprint=fingerprint,
+                run_id=run_id,
+                checks=checks,
+                bytes=stored,
+                written_at=datetime.now(UTC),
+            )
+            writer.mark_complete(pointer)
+        except BaseException:
+            with suppress(Exception):
+                self._backend.remove(f"{key}/{name}")
+            raise
+
+        def not_overtaken(content: bytes | None) -> bool:
+            if content != seen and content is not None and _fingerprint_of(content) not in (None, fingerprint):
+                raise StoreError(
+                    f"{where}: another run made {_fingerprint_of(content)} current while {fingerprint} was computed. "
+                    f"The result is kept; run again to make it current"
+                )
+            return True
+
+        self._flip(pointer, not_overtaken)
+
+    def _flip(self, pointer: Pointer, allowed: Any) -> None:
+        content = _pointer_bytes(pointer)
+        key = f"{asset_key(pointer.video_id, pointer.asset)}/{POINTER}"
+        self._backend.update(key, lambda current: content if allowed(current) else None)
+
+    # Reading
+
+    def group(self, video_id: str, asset: str, fingerprint: str | None = None) -> zarr.Group:
+        """The Zarr group of a generation, read-only."""
+        import zarr
+
+        import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the package runs without being installed
+
+        pointer = self._resolve(video_id, asset, fingerprint)
+        try:
+            return zarr.open_group(self._zarr(pointer), mode="r", zarr_format=3, use_consolidated=True)
+        except (ValueError, FileNotFoundError) as error:
+            raise self._lost(pointer) from error
+
+    def open(
+        self, video_id: str, asset: str, fingerprint: str | None = None, chunks: Mapping[str, int] | None = SHARD_CHUNKS
+    ) -> xr.Dataset:
+        """A generation as lazy xarray. Per-frame images are dask arrays, by default one chunk per shard; chunks=None uses no dask.
+
+        Attributes are those of the asset. Arrays have their stored dtype: nothing is masked, scaled or decoded.
+        """
+        from vipe_dag.store.reader import open_dataset
+
+        pointer = self._resolve(video_id, asset, fingerprint)
+        if self._complete(video_id, asset, pointer.generation) is None:
+            raise self._lost(pointer)
+        return open_dataset(self._zarr(pointer), asset, chunks)
+
+    def frames(self, video_id: str, fingerprint: str | None = None, cache_bytes: int = CACHE_BYTES) -> FrameSequence:
+        """The frames of a video, row by row; at most cache_bytes of decoded rows are kept.
+
+        Of the profile `reference` the source is decoded on demand. Raises SourceError when it is gone or changed.
+        """
+        from vipe_dag.store.reader import StoredFrames
+
+        group = self.group(video_id, "frames", fingerprint)
+        if "rgb" in group:
+            return StoredFrames(group, cache_bytes)
+        return self._decoded(video_id, group, cache_bytes)
+
+    def _decoded(self, video_id: str, group: zarr.Group, cache_bytes: int) -> FrameSequence:
+        raise NotImplementedError
+
+    def depth(
+        self, video_id: str, asset: str = "dense_depth", fingerprint: str | None = None, cache_bytes: int = CACHE_BYTES
+    ) -> DepthSequence:
+        """The depth of `dense_depth` or `aligned_depth`, row by row; at most cache_bytes of decoded rows are kept."""
+        from vipe_dag.store.reader import StoredDepth
+
+        return StoredDepth(self.group(video_id, asset, fingerprint), cache_bytes)
+
+    # Upkeep
+
+    def sweep(self, older_than: timedelta, *, now: datetime | None = None) -> list[Swept]:
+        """Removes what crashed writers left: generations without a commit and temporary files, when their newest object is older than that.
+
+        Never a complete generation, nor one that a pointer names. A writer that is still writing renews its age with every object.
+        """
+        limit = ((now or datetime.now(UTC)) - older_than).timestamp()
+        removed: list[Swept] = []
+        for video_id in self._backend.children(""):
+            if not _is_video_id(video_id):
+                continue
+            for asset in ASSETS:
+                removed += self._sweep_asset(video_id, asset, limit)
+        return removed
+
+    def _sweep_asset(self, video_id: str, asset: str, limit: float) -> list[Swept]:
+        key = asset_key(video_id, asset)
+        litter = [f"{key}/{n}" for n in self._generation_names(video_id, asset) if not self._complete(video_id, asset, n)]
+        objects = self._backend.objects(key) if self._backend.children(key) else {}
+        litter += [name for name in objects if name.startswith(f"{key}/{POINTER}.") and name.endswith(LocalBackend.TEMPORARY)]
+        removed = []
+        for name in litter:
+            inside = [facts for other, facts in objects.items() if other == name or other.startswith(f"{name}/")]
+            if all(written < limit for _, written in inside):
+                self._backend.remove(name)
+                removed.append(Swept(name, sum(size for size, _ in inside)))
+        return removed
+
+    # Inside
+
+    def _generation_names(self, video_id: str, asset: str) -> list[str]:
+        return [name for name in self._backend.children(asset_key(video_id, asset)) if generation_fingerprint(name)]
+
+    def _generation_key(self, pointer: Pointer) -> str:
+        return f"{asset_key(pointer.video_id, pointer.asset)}/{pointer.generation}"
+
+    def _complete(self, video_id: str, asset: str, generation: str) -> Pointer | None:
+        """A generation's own commit record; None unless it was written to its end."""
+        content = self._backend.read(f"{asset_key(video_id, asset)}/{generation}/zarr.json")
+        if content is None:
+            return None
+        try:
+            root = json.loads(content)
+            if not root.get("consolidated_metadata"):
+                return None
+            return Pointer.model_validate(root["attributes"][COMMIT])
+        except (ValueError, KeyError, AttributeError, TypeError):
+            return None
+
+    def _resolve(self, video_id: str, asset: str, fingerprint: str | None) -> Pointer:
+        pointer = self.current(video_id, asset) if fingerprint is None else self.find(video_id, asset, fingerprint)
+        if pointer is not None:
+            return pointer
+        if not self._backend.children(valid_video_id(video_id)):
+            raise self._no_such_video(video_id)
+        wanted = asset if fingerprint is None else f"{asset} of fingerprint {fingerprint}"
+        kept = [p.fingerprint for p in self.generations(video_id, asset)]
+        present = f"complete generations: {', '.join(kept)}" if kept else f"it has: {', '.join(self._assets(video_id)) or 'nothing yet'}"
+        raise StoreError(f"{video_id} has no {wanted} in {self.root}; {present}; run the video until {asset}")
+
+    def _assets(self, video_id: str) -> list[str]:
+        return [asset for asset in ASSETS if self._backend.read(f"{video_id}/{asset}/{POINTER}") is not None]
+
+    def _zarr(self, pointer: Pointer) -> Any:
+        return self._backend.zarr(self._generation_key(pointer), read_only=True)
+
+    def _lost(self, pointer: Pointer) -> StoreError:
+        return StoreError(
+            f"{pointer.video_id}, {pointer.asset}: the pointer names {pointer.generation}, which is missing or incomplete in {self.root}; "
+            "materialize the asset again"
+        )
+
+    def _no_such_video(self, video_id: str) -> StoreError:
+        return StoreError(f"no video {video_id!r} in {self.root}{nearest(video_id, self.videos()) or '; the store is empty'}")
+
+
+def open_video(root: str | Path | VideoStore, video_id: str) -> xr.DataTree:
+    """All assets of a video as one lazy tree: `tree["dense_depth/z_depth"]`, `tree["ba_poses"].attrs`.
+
+    Pointers are resolved once: the tree is a snapshot, and `tree.attrs["generations"]` records it. Raises StoreError for an unknown video.
+    """
+    import xarray as xr
+
+    store = root if isinstance(root, VideoStore) else VideoStore(root)
+    pointers = {asset: pointer for asset in ASSETS if (pointer := store.current(video_id, asset))}
+    if not pointers:
+        store.source(video_id)
+    generations = {asset: pointer.model_dump(mode="json") for asset, pointer in pointers.items()}
+    root_set = xr.Dataset(attrs={"Conventions": CONVENTIONS, "video_id": video_id, "store": store.root, "generations": generations})
+    return xr.DataTree.from_dict(
+        {"/": root_set, **{asset: store.open(video_id, asset, pointer.fingerprint) for asset, pointer in pointers.items()}}
+    )
+
+
+def _is_video_id(name: str) -> bool:
+    try:
+        return bool(valid_video_id(name))
+    except StoreError:
+        return False
+
+
+def _pointer_bytes(pointer: Pointer) -> bytes:
+    return (pointer.model_dump_json(indent=2) + "\n").encode()
+
+
+def _fingerprint_of(content: bytes) -> str | None:
+    try:
+        return parse_pointer(content, "").fingerprint
+    except StoreError:
+        return None
