@@ -1,0 +1,112 @@
+"""Dense optical flow (OpenCV DIS), its consistency and its composition. Flow is (H, W, 2) float32 pixels: u + flow(u) in the other image.
+
+OpenCV splits DIS into as many stripes as it has threads, and patches do not talk across stripes: the result depends on the number of
+threads. Everything here therefore runs OpenCV with one thread; parallelism belongs to the caller, over pairs (OpenCV releases the GIL).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+
+PRESETS = {
+    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
+    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
+    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+}
+
+_lock = threading.Lock()
+_depth = 0
+_outer_threads = 0
+_local = threading.local()
+
+
+@contextmanager
+def single_threaded_opencv() -> Iterator[None]:
+    """OpenCV uses one thread inside (whole process; re-entrant and shared by threads; the former setting returns with the last exit)."""
+    global _depth, _outer_threads
+    with _lock:
+        if _depth == 0:
+            _outer_threads = cv2.getNumThreads()
+            cv2.setNumThreads(1)
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                cv2.setNumThreads(_outer_threads)
+
+
+@lru_cache(maxsize=8)
+def pixel_grid(height: int, width: int) -> F32:
+    """(H, W, 2) float32 pixel coordinates (x, y), read-only."""
+    grid = np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)), axis=-1)
+    grid.setflags(write=False)
+    return grid
+
+
+def dense_flow(gray0: NDArray[np.uint8], gray1: NDArray[np.uint8], init: F32 | None = None, preset: str = "medium") -> F32:
+    """Flow (H, W, 2) float32 in pixels from gray0 to gray1, both (H, W) uint8.
+
+    init (H, W, 2): a predicted flow. gray1 is then pulled into gray0's frame by it, DIS measures what is left, and the two are composed,
+    so that rotation, zoom and large displacements that the prediction explains cost no accuracy.
+    preset: `ultrafast`, `fast` or `medium`. Raises ValueError for an unknown preset or images that differ in shape.
+    """
+    if gray0.shape != gray1.shape:
+        raise ValueError(f"dense_flow needs two images of one shape, got {gray0.shape} and {gray1.shape}")
+    solver = _solver(preset)
+    with single_threaded_opencv():
+        if init is None:
+            return solver.calc(gray0, gray1, None)
+        grid = pixel_grid(*gray0.shape)
+        pulled = cv2.remap(gray1, grid + init, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return compose(solver.calc(gray0, pulled, None), init)
+
+
+def compose(first: F32, second: F32) -> F32:
+    """(H, W, 2) flow of walking `first`, then `second` from where that leads: first(u) + second(u + first(u)), edges replicated."""
+    target = pixel_grid(*first.shape[:2]) + first
+    return first + cv2.remap(second, target, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def forward_backward_error(forward: F32, backward: F32) -> F32:
+    """(H, W) float32 pixels: how far forward then backward miss the start; infinite where forward leaves the image."""
+    height, width = forward.shape[:2]
+    target = pixel_grid(height, width) + forward
+    back = cv2.remap(backward, target, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    error = np.hypot(forward[..., 0] + back[..., 0], forward[..., 1] + back[..., 1])
+    error[~inside(target)] = np.inf
+    return error
+
+
+def inside(target: F32) -> NDArray[np.bool_]:
+    """(H, W) bool: does the pixel position target (H, W, 2) lie within an image of the same size."""
+    height, width = target.shape[:2]
+    x, y = target[..., 0], target[..., 1]
+    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+
+
+def texture(gray: NDArray[np.uint8], block: int = 5) -> F32:
+    """(H, W) float32: smaller eigenvalue of the structure tensor over block x block pixels, in (grey levels per pixel)^2, mean per pixel."""
+    with single_threaded_opencv():
+        # cornerMinEigenVal divides uint8 derivatives by 255 * 4 * block and sums over the block; Sobel 3 x 3 has gain 8.
+        return cv2.cornerMinEigenVal(gray, block, ksize=3) * np.float32((255.0 / 2.0) ** 2)
+
+
+def _solver(preset: str) -> cv2.DISOpticalFlow:
+    if preset not in PRESETS:
+        raise ValueError(f"unknown flow preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    solvers = _local.__dict__.setdefault("solvers", {})
+    if preset not in solvers:
+        solvers[preset] = cv2.DISOpticalFlow_create(PRESETS[preset])
+    return solvers[preset]

@@ -1,0 +1,113 @@
+"""Moving pixels between views of known pose: reprojection, backward warp, forward splat with a z-buffer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vipe_kernels.cameras import project, unproject_valid
+from vipe_kernels.flow import single_threaded_opencv
+
+F32 = NDArray[np.float32]
+
+FRONT_LAYER = 0.05
+"""Splatted surfaces whose inverse depths differ by less than this share are one surface; farther ones are hidden behind it."""
+
+
+@dataclass(frozen=True)
+class PixelRays:
+    """Rays of all pixels of a camera.
+
+    xy (H, W, 2) float32 normalised (z = 1); focal_px (H, W) float32 pixels per unit of the normalised plane; valid (H, W) bool: the lens
+    model has a ray there.
+    """
+
+    xy: F32
+    focal_px: F32
+    valid: NDArray[np.bool_]
+
+
+def pixel_rays(height: int, width: int, params: NDArray[np.float64], model: str) -> PixelRays:
+    """Rays through the pixel centres of a height x width image of the camera (params (9,), see vipe_kernels.cameras)."""
+    y, x = torch.meshgrid(torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij")
+    ray, valid = unproject_valid(torch.stack((x, y), -1), torch.as_tensor(params), model)
+    xy = ray[..., :2].numpy()
+    along_x, along_y = np.gradient(xy, axis=1), np.gradient(xy, axis=0)
+    area = np.abs(along_x[..., 0] * along_y[..., 1] - along_x[..., 1] * along_y[..., 0])
+    focal = 1.0 / np.sqrt(np.maximum(area, 1e-12))
+    return PixelRays(xy.astype(np.float32), focal.astype(np.float32), valid.numpy())
+
+
+def reproject(xy: F32, inverse_depth: F32, relative: NDArray[np.float64], params: NDArray[np.float64], model: str) -> tuple[F32, F32]:
+    """Where another view sees points: pixel (..., 2) and inverse depth (...) there, float32.
+
+    xy (..., 2) normalised and inverse_depth (...) of the points (0 = at infinity) in this view; relative (3 or 4, 4): [R | t] from this
+    view into the other. Points behind the other camera get NaN. Exact for inverse depth 0, where only the rotation acts.
+    """
+    rays, rho = torch.from_numpy(np.ascontiguousarray(xy)), torch.from_numpy(np.ascontiguousarray(inverse_depth))
+    pose = torch.as_tensor(np.asarray(relative, np.float32))
+    x, y = rays[..., 0], rays[..., 1]
+    px, py, pz = (pose[i, 0] * x + pose[i, 1] * y + pose[i, 2] + rho * pose[i, 3] for i in range(3))
+    # The projection does not care about scale; the unit of `points` is the depth in this view, so `near` planes mean the same everywhere.
+    points = torch.stack((px, py, pz), -1)
+    uv = project(points, torch.as_tensor(params, dtype=torch.float32), model)
+    front = pz > 1e-3
+    nan = torch.tensor(torch.nan)
+    return torch.where(front[..., None], uv, nan).numpy(), torch.where(front, rho / pz, nan).numpy()
+
+
+def backward_warp(image: NDArray[np.generic], uv: F32) -> NDArray[np.generic]:
+    """image (H, W[, C]) sampled at uv (h, w, 2) pixels, bilinearly: (h, w[, C]) of the same dtype. Outside: 0 for integers, NaN for floats.
+
+    A float sample that touches a NaN is NaN.
+    """
+    outside = np.nan if np.issubdtype(image.dtype, np.floating) else 0
+    with single_threaded_opencv():
+        return cv2.remap(image, uv, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(outside,) * 4)
+
+
+def forward_splat(uv: F32, inverse_depth: F32, payload: F32, height: int, width: int) -> tuple[F32, F32, F32]:
+    """Move points to a height x width image; the nearest surface wins: (inverse_depth (H, W), payload (H, W, C), coverage (H, W)), float32.
+
+    uv (..., 2) target pixels, inverse_depth (...) at the target, payload (..., C): a point with a NaN in uv or inverse_depth is left out.
+    Each point covers the four pixels around it with bilinear weights; per pixel, points within FRONT_LAYER of the nearest are averaged.
+    NaN where nothing lands (coverage 0).
+    """
+    u, v, rho = uv[..., 0].ravel(), uv[..., 1].ravel(), inverse_depth.ravel()
+    with np.errstate(invalid="ignore"):
+        keep = np.flatnonzero((u > -1) & (u < width) & (v > -1) & (v < height) & (rho > 0))
+    u, v, rho = u[keep], v[keep], rho[keep]
+    channels = payload.reshape(-1, payload.shape[-1])[keep]
+    x0, y0 = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
+    fx, fy = u - x0, v - y0
+    # A margin of one pixel all round takes what falls off, so that no corner needs a test.
+    stride = width + 2
+    first = (y0 + 1) * stride + x0 + 1
+    index = np.concatenate((first, first + 1, first + stride, first + stride + 1))
+    share = np.concatenate(((1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy)).astype(np.float32)
+    solid = share > 0.05
+    rho4 = np.tile(rho, 4)
+    size = (height + 2) * stride
+    nearest = _scatter_max(index[solid], rho4[solid], size)
+    share *= rho4 >= (1 - FRONT_LAYER) * nearest[index]
+    total = np.bincount(index, share, size)
+    fields = [np.bincount(index, share * np.tile(channel, 4), size) for channel in (rho, *channels.T)]
+
+    def crop(flat: NDArray[np.float64]) -> F32:
+        return flat.reshape(height + 2, stride)[1:-1, 1:-1].astype(np.float32)
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = [crop(np.where(total > 0, field / total, np.nan)) for field in fields]
+    return means[0], np.stack(means[1:], -1) if means[1:] else np.empty((height, width, 0), np.float32), crop(total)
+
+
+def _scatter_max(index: NDArray[np.int64], value: F32, size: int) -> F32:
+    result = torch.zeros(size, dtype=torch.float32)
+    result.scatter_reduce_(0, torch.from_numpy(index), torch.from_numpy(value), "amax")
+    return result.numpy()
+
+
