@@ -147,3 +147,10 @@ def test_no_path_of_a_single_machine_is_tracked() -> None:
             continue
         found = machine_path.search(path.read_text(encoding="utf-8", errors="ignore"))
         assert found is None, f"{path}: {found and found.group()}"
+
+
+def test_links_in_the_documentation_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
