@@ -20,8 +20,10 @@ from zarr.registry import register_codec
 
 from vipe_dag.schema import Compression
 
-# Said on every open of an array; the reason to use pcodec outweighs it, and docs/store.md names the codec for other readers.
-warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3", category=ZarrUserWarning)
+# Both are said on every use and both are chosen: docs/store.md tells other readers of Zarr which codec they need, and that
+# consolidated metadata only saves them requests.
+for _choice in ("Numcodecs codecs are not in the Zarr version 3", "Consolidated metadata is currently not part"):
+    warnings.filterwarnings("ignore", message=_choice, category=ZarrUserWarning)
 
 JPEGXL_NAME = "vipe_dag.jpegxl"
 

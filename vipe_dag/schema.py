@@ -58,7 +58,10 @@ class Compression(Enum):
 
 @dataclass(frozen=True)
 class Variable:
-    """One array: dims in order, dtype, CF units and long_name. `absent_when` names an attribute value that makes it optional."""
+    """One array: dims in order, dtype, CF units and long_name.
+
+    absent_when: (attribute, value) that makes it optional. constant: values that are the same in every video; the store writes them itself.
+    """
 
     name: str
     dims: tuple[str, ...]
@@ -68,6 +71,7 @@ class Variable:
     compression: Compression = Compression.SMALL
     required: bool = True
     absent_when: tuple[str, str] | None = None
+    constant: tuple[str, ...] | None = None
     extra: Mapping[str, Any] | None = None
 
     @property
@@ -149,7 +153,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 _FRAME = Variable("frame", ("frame",), "int64", "index of the frame in the source video", "1")
 _TIME = Variable("time", ("frame",), "float64", "presentation time in the source container", "s")
-_PARAM = Variable("param", ("param",), "string", "name of the camera parameter")
+_PARAM = Variable("param", ("param",), "string", "name of the camera parameter", constant=PARAM_NAMES)
 _FLAGS = Attribute("flags", (list,))
 _MODEL = Attribute("camera_model", (str,), CAMERA_MODELS)
 _SCALE_SOURCE = Attribute("scale_source", (str,))
@@ -165,7 +169,13 @@ def _optional(variable: Variable) -> Variable:
 def _params() -> tuple[Variable, ...]:
     at = {"": "working resolution", "source_": "source resolution"}
     return tuple(
-        Variable(f"{prefix}params{suffix}", ("param",), "float64", f"{what}camera parameters at {size}", "pixel; distortion: 1")
+        Variable(
+            f"{prefix}params{suffix}",
+            ("param",),
+            "float64",
+            f"{what}camera parameters at {size}",
+            extra={"comment": "fx fy cx cy in pixel, distortion without unit"},
+        )
         for prefix, size in at.items()
         for suffix, what in (("", ""), ("_std", "standard deviation of "))
     )
@@ -369,6 +379,4 @@ def value_problems(small: Mapping[str, NDArray[Any]]) -> list[str]:
     length = next((len(small[name]) for name in ("motion", "tracked") if name in small), None)
     if rows is not None and length is not None and rows.size and (rows.min() < 0 or rows.max() >= length):
         out.append(f"keyframe: expected rows 0 to {length - 1}, found {rows.min()} to {rows.max()}")
-    if "param" in small and tuple(small["param"]) != PARAM_NAMES:
-        out.append(f"param: expected {PARAM_NAMES}, found {tuple(small['param'])}")
     return out

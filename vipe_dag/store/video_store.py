@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from vipe_dag.errors import ConfigError, StoreError
+from vipe_dag.errors import StoreError, VipeDagError
 from vipe_dag.schema import ASSETS, CONVENTIONS, SHARD_FRAMES, asset_schema, nearest
 from vipe_dag.sequence import DepthSequence, FrameSequence
 from vipe_dag.store.backend import Backend, LocalBackend, open_backend
@@ -88,7 +88,7 @@ class VideoStore:
             raise self._no_such_video(video_id)
         try:
             return SourceRecord.model_validate_json(content)
-        except (ValidationError, ConfigError) as error:
+        except (ValidationError, VipeDagError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise StoreError(f"{self._backend.url(key)}: not a readable source record ({reason}); run the video again") from error
 
@@ -247,8 +247,12 @@ class VideoStore:
         return removed
 
     def _sweep_asset(self, video_id: str, asset: str, limit: float) -> list[Swept]:
-        key = asset_key(video_id, asset)
-        litter = [f"{key}/{n}" for n in self._generation_names(video_id, asset) if not self._complete(video_id, asset, n)]
+        key, named = asset_key(video_id, asset), None
+        with suppress(StoreError):
+            named = self.current(video_id, asset)
+        spared = named.generation if named else ""
+        names = [name for name in self._generation_names(video_id, asset) if name != spared]
+        litter = [f"{key}/{name}" for name in names if not self._complete(video_id, asset, name)]
         objects = self._backend.objects(key) if self._backend.children(key) else {}
         litter += [name for name in objects if name.startswith(f"{key}/{POINTER}.") and name.endswith(LocalBackend.TEMPORARY)]
         removed = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -68,6 +67,8 @@ class Generation:
         variable = self._schema.variable(name, self._where)
         if name in self._whole or name in self._rows or name in self._shards:
             raise StoreError(f"{self._where}: {name} was already written")
+        if variable.constant is not None:
+            raise StoreError(f"{self._where}: the store writes {name} itself")
         array = variable.cast(values, self._where)
         if variable.sharded:
             self.append({name: array})
@@ -94,6 +95,9 @@ class Generation:
 
         Raises StoreError listing all faults.
         """
+        for variable in self._schema.variables:
+            if variable.constant is not None:
+                self._whole[variable.name] = variable.cast(variable.constant, self._where)
         small = {**self._whole, **{name: np.concatenate(rows) for name, rows in self._rows.items() if rows}}
         found = {name: self._found(name, array.shape) for name, array in small.items()}
         found |= {name: self._found(name, sharded.shape) for name, sharded in self._shards.items()}
@@ -120,9 +124,7 @@ class Generation:
         coordinates = {"coordinates": "time"} if "time" in self._group else {}
         described = {"Conventions": CONVENTIONS, "video_id": pointer.video_id, "asset": pointer.asset, **coordinates}
         self._group.attrs.put({**described, **self._attrs, COMMIT: pointer.model_dump(mode="json")})
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-            zarr.consolidate_metadata(self._group.store, zarr_format=3)
+        zarr.consolidate_metadata(self._group.store, zarr_format=3)
         self._backend.sync(self._key)
 
     def _found(self, name: str, shape: tuple[int, ...]) -> Found:
