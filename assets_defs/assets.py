@@ -5,7 +5,7 @@ import dagster as dg
 from assets_defs.checks import check_results, check_specs
 from assets_defs.metadata import materialization_metadata
 from assets_defs.partitions import video_partitions
-from resources.progress import ProgressSink
+from resources.listener import StageListener
 from resources.video_store import VideoStoreResource
 from vipe_dag.config import PipelineConfig
 from vipe_dag.graph import STAGES, Stage, code_version, config_digest
@@ -40,20 +40,22 @@ def _asset(stage: Stage, config: PipelineConfig) -> dg.AssetsDefinition:
         check_specs=check_specs(stage.name),
     )
     def compute(
-        context: dg.AssetExecutionContext, video_store: VideoStoreResource, progress: dg.ResourceParam[ProgressSink]
+        context: dg.AssetExecutionContext, video_store: VideoStoreResource, listener: dg.ResourceParam[StageListener]
     ) -> dg.MaterializeResult:
         from vipe_dag.pipeline import run_stage
 
         refuse_other_config(context.run.tags.get(CONFIG_TAG), config)
         store, video_id = video_store.open(), context.partition_key
+        listener.started(context.log, video_id, stage.name)
         report = run_stage(
             store,
             video_id,
             stage.name,
             config,
             run_id=context.run_id,
-            progress=lambda name, done, total: progress.report(context.log, video_id, name, done, total),
+            progress=lambda name, done, total: listener.progress(context.log, video_id, name, done, total),
         )
+        listener.finished(context.log, report)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(report.fingerprint),
             metadata=materialization_metadata(store, report),

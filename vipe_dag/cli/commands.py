@@ -1,0 +1,148 @@
+"""The commands and their options. Each reads its options, makes one call into the package, and prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from vipe_dag.cli.terminal import RunDisplay, console
+from vipe_dag.errors import VipeDagError
+from vipe_dag.graph import STAGES
+from vipe_dag.placement import ROOT_VARIABLE, configuration
+
+app = typer.Typer(
+    name="vipe-dag",
+    help="Camera poses, intrinsics and dense depth from any video, kept as Zarr assets that Dagster keeps the book of.",
+    epilog="Exit codes: 0 all went well, 1 a video or a request failed, 2 wrong usage or configuration, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+export = typer.Typer(help="Write results in the formats of other programs.", no_args_is_help=True)
+app.add_typer(export, name="export")
+
+Asset = StrEnum("Asset", {entry.name: entry.name for entry in STAGES})
+LAST = Asset(STAGES[-1].name)
+
+Store = Annotated[
+    str, typer.Option("--store", envvar=ROOT_VARIABLE, metavar="ROOT", help="Directory (or fsspec URL) that holds the results.")
+]
+Preset = Annotated[str | None, typer.Option(metavar="P", help="default, fast or quality.")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="One value of the configuration; repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output, all else on standard error.")]
+VideoId = Annotated[str, typer.Argument(metavar="VIDEO_ID", help="As `vipe-dag status` lists them.")]
+
+
+@app.command()
+def run(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Video files, image folders, directories of videos, URLs.")],
+    store: Store,
+    preset: Preset = None,
+    overrides: Overrides = [],  # noqa: B006  typer copies it
+    until: Annotated[Asset, typer.Option(help="The last asset to make.")] = LAST,
+    video_id: Annotated[str | None, typer.Option(metavar="ID", help="Name of the video in the store; for one source.")] = None,
+    start: Annotated[float | None, typer.Option(metavar="S", help="First second of the clip.")] = None,
+    end: Annotated[float | None, typer.Option(metavar="S", help="Second at which the clip ends.")] = None,
+    stride: Annotated[int, typer.Option(metavar="N", help="Take every N-th frame.")] = 1,
+    intrinsics: Annotated[str | None, typer.Option(metavar="FILE", help="Known calibration; else NAME.intrinsics.json beside it.")] = None,
+    as_json: AsJson = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show Dagster's log and tracebacks.")] = False,
+) -> None:
+    """Turn videos into assets. What the store already has is not computed again; one bad video does not stop the others."""
+    from vipe_dag.runner import Request, run_sources
+    from vipe_dag.video import Clip
+
+    request = Request(configuration(store, preset, overrides), str(until), video_id, Clip(start, end, stride), intrinsics)
+    with RunDisplay(console(sys.stderr if as_json else sys.stdout), keep_output=debug) as display:
+        results = list(run_sources(store, sources, request, display))
+    failed = sum(result.status == "failed" for result in results)
+    if as_json:
+        _print_json({"store": store, "videos": [result.to_json() for result in results], "failed": failed})
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(store: Store, preset: Preset = None, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Show which assets each video has, and whether they are what the configuration asks for."""
+    from vipe_dag.pipeline import states
+    from vipe_dag.store import VideoStore
+
+    config, opened = configuration(store, preset, overrides), VideoStore(store)
+    rows = {video_id: states(opened, video_id, config) for video_id in opened.videos()}
+    styles = {"current": "[green]current[/]", "stored": "[cyan]stored[/]", "stale": "[yellow]stale[/]", "missing": "[dim]missing[/]"}
+    table = Table("video", *(entry.name for entry in STAGES), box=None, header_style="bold")
+    for video_id, found in rows.items():
+        table.add_row(video_id, *(styles[found[entry.name]] for entry in STAGES))
+    screen = console(sys.stderr if as_json else sys.stdout)
+    screen.print(table if rows else f"{opened.root}: no videos yet; make some with `vipe-dag run SOURCE --store {store}`")
+    if as_json:
+        _print_json({"store": opened.root, "videos": [{"video_id": video_id, "assets": found} for video_id, found in rows.items()]})
+
+
+@app.command()
+def path(video_id: VideoId, asset: Annotated[Asset, typer.Argument(metavar="ASSET")], store: Store) -> None:
+    """Print where the current generation of an asset is, for anything that reads Zarr."""
+    from vipe_dag.store import VideoStore
+
+    typer.echo(VideoStore(store).path(video_id, str(asset)))
+
+
+@app.command()
+def doctor(store: Annotated[str | None, typer.Option("--store", metavar="ROOT", help="Also examine this store.")] = None, as_json: AsJson = False) -> None:
+    """Examine the installation: versions, codecs, device, name collisions, disk. Exits 1 when something is broken."""
+    from vipe_dag.doctor import examine
+
+    findings = examine(store)
+    marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "broken": "[bold red]broken[/]"}
+    table = Table(box=None, show_header=False)
+    for finding in findings:
+        table.add_row(marks[finding.level], finding.subject, finding.message)
+    console(sys.stderr if as_json else sys.stdout).print(table)
+    if as_json:
+        _print_json({"findings": [finding.to_json() for finding in findings]})
+    if any(finding.level == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    store: Store,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 3000,
+    host: Annotated[str, typer.Option(help="Address to listen on. Dagster has no login: keep it on loopback.")] = "127.0.0.1",
+) -> None:
+    """Open Dagster's UI on a store: the asset graph, runs, checks, plots. Ctrl-C ends it."""
+    from vipe_dag.cli.ui import serve
+
+    raise typer.Exit(serve(store, host, port))
+
+
+@export.command()
+def tum(
+    video_id: VideoId,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Text file to write.")],
+    store: Store,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Write the trajectory: timestamp tx ty tz qx qy qz qw, camera to world, every tracked frame, timestamps of the source."""
+    from vipe_dag.export.tum import write
+    from vipe_dag.result_arrays import ba_poses_from
+    from vipe_dag.store import VideoStore
+
+    opened = VideoStore(store)
+    poses = ba_poses_from(opened.open(video_id, "ba_poses"))
+    time = opened.open(video_id, "frames")["time"].values
+    typer.echo(write(out, time, poses.cam2world, poses.tracked, overwrite))
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stderr.flush()
+    typer.echo(json.dumps(value, allow_nan=False))

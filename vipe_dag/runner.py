@@ -1,0 +1,239 @@
+"""Sources to assets through Dagster, one after another in this process: the program behind `vipe-dag run` and the demo.
+
+A program on top of both packages, not a part of the domain: it alone in vipe_dag knows assets_defs, and imports it inside functions.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from vipe_dag.checks import failed_blocking
+from vipe_dag.config import PipelineConfig
+from vipe_dag.errors import ConfigError, StoreError, VipeDagError
+from vipe_dag.graph import STAGES
+from vipe_dag.pipeline import StageReport, current_reports, failure_sentence
+from vipe_dag.placement import dagster_home
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from assets_defs.launch import StepFailure
+    from vipe_dag.store import VideoStore
+    from vipe_dag.video import Clip, SourceRecord
+
+VideoStatus = Literal["computed", "current", "failed"]
+
+
+class Display(Protocol):
+    """Shows a run while it goes on."""
+
+    def source_started(self, source: str) -> None: ...
+
+    def stage_started(self, video_id: str, stage: str) -> None: ...
+
+    def stage_progress(self, video_id: str, stage: str, done: int, total: int | None) -> None: ...
+
+    def stage_finished(self, report: StageReport) -> None: ...
+
+    def video_finished(self, result: VideoResult) -> None: ...
+
+    def muted(self) -> AbstractContextManager[None]:
+        """While inside, what libraries write to standard output and error is kept off the screen."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def source_started(self, source: str) -> None:
+        pass
+
+    def stage_started(self, video_id: str, stage: str) -> None:
+        pass
+
+    def stage_progress(self, video_id: str, stage: str, done: int, total: int | None) -> None:
+        pass
+
+    def stage_finished(self, report: StageReport) -> None:
+        pass
+
+    def video_finished(self, result: VideoResult) -> None:
+        pass
+
+    def muted(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to do with every source: how far, under which id (one source only), which part, with which calibration file."""
+
+    config: PipelineConfig
+    until: str = STAGES[-1].name
+    video_id: str | None = None
+    clip: Clip | None = None
+    intrinsics: str | None = None
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """What became of one source.
+
+    video_id is None when the source could not even be read. status: `computed` (or brought back from an older generation), `current`
+    (nothing to do) or `failed`; error says why, trace is its traceback where there is one. reports: of the stages that were reached.
+    """
+
+    source: str
+    video_id: str | None
+    status: VideoStatus
+    seconds: float
+    reports: tuple[StageReport, ...] = ()
+    error: str | None = None
+    trace: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: the element of `videos` that `vipe-dag run --json` prints."""
+        return {
+            "video_id": self.video_id,
+            "source": self.source,
+            "status": self.status,
+            "error": self.error,
+            "seconds": {report.stage: round(report.seconds, 3) for report in self.reports},
+            "stages": {
+                report.stage: {
+                    "status": report.status,
+                    "fingerprint": report.fingerprint,
+                    "compute_seconds": round(report.compute_seconds, 3),
+                    "peak_rss_mb": round(report.peak_rss_mb, 1),
+                    "flags": list(report.flags),
+                }
+                for report in self.reports
+            },
+            "flags": sorted({flag for report in self.reports for flag in report.flags}),
+            "checks": [{"asset": report.stage, **check.to_json()} for report in self.reports for check in report.checks],
+        }
+
+
+def run_sources(root: str, sources: Sequence[str], request: Request, display: Display | None = None) -> Iterator[VideoResult]:
+    """Takes each video of `sources` (files, folders, URLs) to `request.until`; one that fails does not stop the next.
+
+    Nothing is computed, and Dagster not even loaded, where the store has the wanted fingerprints. Raises ConfigError for a request that makes
+    no sense.
+    """
+    from vipe_dag.store import VideoStore
+    from vipe_dag.video import expand_sources
+
+    display = display or Silent()
+    store = VideoStore(root)
+    with ExitStack() as stack:
+        book = _Book(root, display, stack)
+        for text in sources:
+            try:
+                uris = expand_sources([text])
+            except VipeDagError as error:
+                yield _shown(display, VideoResult(text, None, "failed", 0.0, error=str(error)))
+                continue
+            if request.video_id is not None and len(uris) + len(sources) > 2:
+                raise ConfigError(f"--video-id {request.video_id}: names one video, but the sources hold {max(len(uris), len(sources))}")
+            for uri in uris:
+                display.source_started(uri)
+                yield _shown(display, _run_source(store, book, uri, request, display))
+
+
+def prepare_book(root: str) -> int:
+    """Opens Dagster's book of a store for the UI, enters what it lacks, closes runs whose process died; returns the number of videos."""
+    from assets_defs.instance import adopt, close_lost_runs, open_instance
+    from vipe_dag.store import VideoStore
+
+    with open_instance(dagster_home(root)) as instance:
+        close_lost_runs(instance)
+        return adopt(instance, VideoStore(root))
+
+
+def _run_source(store: VideoStore, book: _Book, uri: str, request: Request, display: Display) -> VideoResult:
+    started = time.perf_counter()
+    try:
+        record = _record(uri, request)
+    except VipeDagError as error:
+        return VideoResult(uri, None, "failed", time.perf_counter() - started, error=str(error))
+    video_id = record.video_id
+    if not _is_registered(store, record):
+        store.register(record)
+    reports = current_reports(store, video_id, request.config, request.until)
+    if reports is not None:
+        return VideoResult(uri, video_id, "current", time.perf_counter() - started, reports)
+    listener = _Listener(display)
+    failure = book.materialize(video_id, request, listener)
+    seconds, reports = time.perf_counter() - started, tuple(listener.reports)
+    for report in reports:
+        for check in failed_blocking(report.checks):
+            return VideoResult(uri, video_id, "failed", seconds, reports, failure_sentence(video_id, report.stage, check))
+    if failure is not None:
+        return VideoResult(uri, video_id, "failed", seconds, reports, failure.sentence(video_id), failure.trace)
+    return VideoResult(uri, video_id, "computed", seconds, reports)
+
+
+def _record(uri: str, request: Request) -> SourceRecord:
+    """Reads headers, sidecar and content digest of a source."""
+    from vipe_dag.calibration import find_sidecar, load_calibration
+    from vipe_dag.video import WHOLE, SourceRecord, open_source
+
+    source = open_source(uri)
+    info = source.probe()
+    sidecar = request.intrinsics or find_sidecar(uri)
+    given = load_calibration(sidecar, info) if sidecar is not None else None
+    return SourceRecord.of(source, request.clip or WHOLE, given, request.video_id)
+
+
+def _is_registered(store: VideoStore, record: SourceRecord) -> bool:
+    try:
+        return store.source(record.video_id) == record
+    except StoreError:
+        return False
+
+
+def _shown(display: Display, result: VideoResult) -> VideoResult:
+    display.video_finished(result)
+    return result
+
+
+class _Listener:
+    """Passes what the steps of a run tell to the display, and keeps their reports."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self.reports: list[StageReport] = []
+
+    def started(self, log: logging.Logger, video_id: str, stage: str) -> None:
+        self._display.stage_started(video_id, stage)
+
+    def progress(self, log: logging.Logger, video_id: str, stage: str, done: int, total: int | None) -> None:
+        self._display.stage_progress(video_id, stage, done, total)
+
+    def finished(self, log: logging.Logger, report: StageReport) -> None:
+        self.reports.append(report)
+        self._display.stage_finished(report)
+
+
+class _Book:
+    """Dagster's book of a store, opened when something has to be written in it. The caller's stack closes it."""
+
+    def __init__(self, root: str, display: Display, stack: ExitStack) -> None:
+        self._root, self._display, self._stack = root, display, stack
+        self._instance: dg.DagsterInstance | None = None
+
+    def materialize(self, video_id: str, request: Request, listener: _Listener) -> StepFailure | None:
+        """Runs the job for one partition; see assets_defs.launch."""
+        from assets_defs.instance import add_videos, close_lost_runs, open_instance
+        from assets_defs.launch import materialize_video
+
+        with self._display.muted():
+            if self._instance is None:
+                self._instance = self._stack.enter_context(open_instance(dagster_home(self._root)))
+                close_lost_runs(self._instance)
+            add_videos(self._instance, [video_id])
+            return materialize_video(self._instance, self._root, request.config, video_id, request.until, listener)

@@ -1,0 +1,204 @@
+"""How each stage is bound to the store: open its inputs, call the pure function, write what it returns, say what was seen.
+
+The only module that knows both the store and the stages. Everything here streams: no stage holds the frames or the depth of a whole video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from vipe_dag import checks, result_arrays
+from vipe_dag.checks import Check, DepthTally
+from vipe_dag.config import PipelineConfig
+from vipe_dag.results import AlignedBlock, BaPoses, DepthBlock
+from vipe_dag.store import VideoStore
+from vipe_dag.store.writer import GenerationWriter
+from vipe_dag.video import SourceRecord
+
+Progress = Callable[[str, int, int | None], None]
+"""progress(stage, done, total): rows done, of total, None when that is not known beforehand."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage saw while writing: counts, numbers with units in their names, flags of the data contract, checks."""
+
+    counts: Mapping[str, int]
+    numbers: Mapping[str, float]
+    flags: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+
+@dataclass
+class StageRun:
+    """One stage of one video, about to be computed. `open_writer` starts the generation; the owner of `stack` commits it."""
+
+    store: VideoStore
+    record: SourceRecord
+    stage: str
+    config: PipelineConfig
+    fingerprint: str
+    run_id: str
+    progress: Progress | None
+    stack: ExitStack
+    writer: GenerationWriter | None = field(default=None)
+
+    def input(self, asset: str) -> xr.Dataset:
+        """The current generation of an input, lazy."""
+        return self.store.open(self.record.video_id, asset)
+
+    def open_writer(self, **sizes: int | None) -> GenerationWriter:
+        """A new generation of this stage; leaving `stack` commits it, an exception leaves nothing visible."""
+        self.writer = self.stack.enter_context(
+            self.store.begin(self.record.video_id, self.stage, self.fingerprint, run_id=self.run_id, sizes=sizes)
+        )
+        return self.writer
+
+    @property
+    def opened(self) -> GenerationWriter:
+        """The generation that the stage started."""
+        if self.writer is None:
+            raise AssertionError(f"{self.stage} returned without writing")
+        return self.writer
+
+    def tick(self, done: int, total: int | None) -> None:
+        if self.progress is not None:
+            self.progress(self.stage, done, total)
+
+
+def run_frames(run: StageRun) -> Outcome:
+    from vipe_dag.stages import frames
+    from vipe_dag.video import open_source
+
+    raise NotImplementedError
+
+
+def run_keyframes(run: StageRun) -> Outcome:
+    from vipe_dag.stages import keyframes
+
+    frames = run.store.frames(run.record.video_id)
+    found = keyframes.select(frames, run.config.keyframes, progress=lambda row: run.tick(row, len(frames)))
+    _put(run, *result_arrays.keyframes_arrays(found), frame=len(frames), keyframe=len(found.keyframe))
+    numbers = {"motion_px_median": float(np.nanmedian(found.motion)), "sharpness_median": float(np.nanmedian(found.sharpness))}
+    counts = {"frames": len(frames), "keyframes": len(found.keyframe), "shots": len(np.unique(found.segment))}
+    return Outcome(counts, numbers, found.flags, checks.of_keyframes(found))
+
+
+def run_intrinsics(run: StageRun) -> Outcome:
+    from vipe_dag.stages import intrinsics
+
+    frames = run.store.frames(run.record.video_id)
+    keyframes = result_arrays.keyframes_from(run.input("keyframes"))
+    found = intrinsics.calibrate(frames, keyframes, run.config.intrinsics, run.record.calibration)
+    _put(run, *result_arrays.intrinsics_arrays(found, run.input("frames")), candidate=len(found.candidate_focal))
+    numbers = {"fx_px": float(found.params[0]), "fx_std_px": float(found.params_std[0]), "fx_of_width": float(found.params[0] / frames.width)}
+    return Outcome({"candidates": len(found.candidate_focal)}, numbers, found.flags, checks.of_intrinsics(found))
+
+
+def run_ba_poses(run: StageRun) -> Outcome:
+    from vipe_dag.stages import ba_poses
+
+    frames = run.store.frames(run.record.video_id)
+    keyframes = result_arrays.keyframes_from(run.input("keyframes"))
+    intrinsics = result_arrays.intrinsics_from(run.input("intrinsics"))
+    found = ba_poses.solve(frames, keyframes, intrinsics, run.config.ba_poses)
+    grid = found.inverse_depth.shape
+    arrays, attributes = result_arrays.ba_poses_arrays(found, run.input("frames"))
+    _put(run, arrays, attributes, frame=len(frames), keyframe=grid[0], gy=grid[1], gx=grid[2], segment_id=len(found.parallax))
+    counts = {
+        "frames": len(frames),
+        "tracked": int(np.count_nonzero(found.tracked)),
+        "keyframes": len(found.keyframe),
+        "segments": len(found.parallax),
+        "points": int(np.count_nonzero(found.valid)),
+        "iterations": int(found.iterations),
+    }
+    numbers = {"residual_px": float(found.residual_px_median), "fx_px": float(found.params[0]), "path_length": path_length(found)}
+    return Outcome(counts, numbers, found.flags, checks.of_ba_poses(found))
+
+
+def run_dense_depth(run: StageRun) -> Outcome:
+    from vipe_dag.stages import dense_depth
+
+    frames = run.store.frames(run.record.video_id)
+    poses = result_arrays.ba_poses_from(run.input("ba_poses"))
+    tally = _write_depth(run, dense_depth.triangulate(frames, poses, run.config.dense_depth), len(frames), ())
+    flags = _depth_flags(poses, tally)
+    return Outcome(_depth_counts(tally, len(frames)), _depth_numbers(tally), flags, checks.of_depth(run.stage, tally, _parallax(poses)))
+
+
+def run_aligned_depth(run: StageRun) -> Outcome:
+    from vipe_dag.stages import aligned_depth
+
+    video_id = run.record.video_id
+    frames, depth = run.store.frames(video_id), run.store.depth(video_id, "dense_depth")
+    poses = result_arrays.ba_poses_from(run.input("ba_poses"))
+    residuals: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+
+    def watched() -> Iterable[AlignedBlock]:
+        for block in aligned_depth.align(frames, depth, poses, run.config.aligned_depth):
+            residuals.append(block.alignment_residual)
+            yield block
+
+    tally = _write_depth(run, watched(), len(frames), ("scale", "shift", "alignment_residual"))
+    residual = np.concatenate(residuals)
+    numbers = {**_depth_numbers(tally), "alignment_residual": float(np.nanmedian(residual)) if np.isfinite(residual).any() else float("nan")}
+    outcome = checks.of_depth(run.stage, tally, _parallax(poses), residual)
+    return Outcome(_depth_counts(tally, len(frames)), numbers, _depth_flags(poses, tally), outcome)
+
+
+RUNNERS: Mapping[str, Callable[[StageRun], Outcome]] = {
+    "frames": run_frames,
+    "keyframes": run_keyframes,
+    "intrinsics": run_intrinsics,
+    "ba_poses": run_ba_poses,
+    "dense_depth": run_dense_depth,
+    "aligned_depth": run_aligned_depth,
+}
+
+
+def path_length(poses: BaPoses) -> float:
+    """Length of the camera's path over tracked frames, summed within segments, in the unit of the translations."""
+    position = poses.cam2world[:, :3, 3]
+    joined = poses.tracked[1:] & poses.tracked[:-1] & (poses.segment[1:] == poses.segment[:-1])
+    return float(np.linalg.norm(np.diff(position, axis=0), axis=1)[joined].sum())
+
+
+def _put(run: StageRun, arrays: result_arrays.Arrays, attributes: result_arrays.Attributes, **sizes: int) -> None:
+    writer = run.open_writer(**sizes)
+    for name, array in arrays.items():
+        writer.put(name, array)
+    writer.attrs(attributes)
+
+
+def _write_depth(run: StageRun, blocks: Iterable[DepthBlock | AlignedBlock], total: int, per_frame: tuple[str, ...]) -> DepthTally:
+    tally, writer = DepthTally(), run.open_writer(frame=total)
+    for block in blocks:
+        tally.add(block.z_depth, block.measured)
+        writer.append({name: getattr(block, name) for name in ("z_depth", "confidence", "measured", *per_frame)})
+        run.tick(block.start + len(block.z_depth), total)
+    writer.attrs({"scale_source": "arbitrary"})
+    return tally
+
+
+def _parallax(poses: BaPoses) -> bool:
+    return bool(poses.parallax.any())
+
+
+def _depth_flags(poses: BaPoses, tally: DepthTally) -> tuple[str, ...]:
+    unknown = ("depth_unknown",) if tally.known == 0 else ()
+    return tuple(flag for flag in poses.flags if flag in ("no_parallax", "segments", "static")) + unknown
+
+
+def _depth_counts(tally: DepthTally, frames: int) -> dict[str, int]:
+    return {"frames": frames, "pixels": tally.pixels, "known": tally.known, "measured": tally.measured}
+
+
+def _depth_numbers(tally: DepthTally) -> dict[str, float]:
+    return {"depth_share": tally.share(), "measured_share": tally.measured_share()}
