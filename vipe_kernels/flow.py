@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 
 PRESETS = {
-    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
-    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
-    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+    "ultrafast": (cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST, 2),
+    "fast": (cv2.DISOPTICAL_FLOW_PRESET_FAST, 2),
+    "medium": (cv2.DISOPTICAL_FLOW_PRESET_MEDIUM, 1),
+    "fine": (cv2.DISOPTICAL_FLOW_PRESET_MEDIUM, 0),
 }
+"""Preset of OpenCV, and the finest level of the pyramid: the flow is found at 1/2^level of the image and enlarged bilinearly."""
 
 _lock = threading.Lock()
 _depth = 0
@@ -60,7 +62,7 @@ def dense_flow(gray0: NDArray[np.uint8], gray1: NDArray[np.uint8], init: F32 | N
 
     init (H, W, 2): a predicted flow. gray1 is then pulled into gray0's frame by it, DIS measures what is left, and the two are composed,
     so that rotation, zoom and large displacements that the prediction explains cost no accuracy.
-    preset: `ultrafast`, `fast` or `medium`. Raises ValueError for an unknown preset or images that differ in shape.
+    preset: `ultrafast`, `fast`, `medium` (those of OpenCV) or `fine` (medium down to single pixels). Raises ValueError for an unknown preset or images that differ in shape.
     """
     if gray0.shape != gray1.shape:
         raise ValueError(f"dense_flow needs two images of one shape, got {gray0.shape} and {gray1.shape}")
@@ -108,5 +110,7 @@ def _solver(preset: str) -> cv2.DISOpticalFlow:
         raise ValueError(f"unknown flow preset {preset!r}; choose one of {', '.join(PRESETS)}")
     solvers = _local.__dict__.setdefault("solvers", {})
     if preset not in solvers:
-        solvers[preset] = cv2.DISOpticalFlow_create(PRESETS[preset])
+        base, finest = PRESETS[preset]
+        solvers[preset] = cv2.DISOpticalFlow_create(base)
+        solvers[preset].setFinestScale(finest)
     return solvers[preset]

@@ -12,6 +12,7 @@ error). e has two components: the one along q decides rho, the other is the dist
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,10 @@ KERNELS_PX = (6.0, 3.0, 1.5, 1.0)
 NOISE_FLOOR_PX = 0.15
 """No flow is believed to be better than this, however well the neighbours agree."""
 
-_STRIP = 1 << 15  # pixels at a time, so that the intermediate arrays stay in the cache
+_STRIP = 1 << 13  # pixels at a time, so that the intermediate arrays stay in the cache
+_NEAR = 1e-3  # z in a neighbour, in units of the depth in the view
+_TINY = 1e-20
+_NAN = torch.tensor(torch.nan)
 
 
 @dataclass(frozen=True)
@@ -57,31 +61,32 @@ def triangulate(rays: Tensor, seen: Tensor, relative: Tensor, weight: Tensor, fo
 
 
 def _solve(rays: Tensor, seen: Tensor, relative: Tensor, weight: Tensor, focal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, y = rays[:, 0], rays[:, 1]
-    r = relative[:, :, :3, None]
-    ax, ay, az = (r[:, i, 0] * x + r[:, i, 1] * y + r[:, i, 2] for i in range(3))
-    tx, ty, tz = (relative[:, i, 3, None] for i in range(3))
-    sx, sy = seen[..., 0], seen[..., 1]
-    px, py = ax - sx * az, ay - sy * az
-    qx, qy = tx - sx * tz, ty - sy * tz
+    turned = relative[:, :, :2] @ rays.T + relative[:, :, 2:3]  # R r, (N, 3, P)
+    sx, sy = seen.permute(2, 0, 1).contiguous()
+    az, tz = turned[:, 2], relative[:, 2, 3, None]
+    px, py = turned[:, 0] - sx * az, turned[:, 1] - sy * az
+    qx, qy = relative[:, 0, 3, None] - sx * tz, relative[:, 1, 3, None] - sy * tz
     pp, pq, qq = px * px + py * py, px * qx + py * qy, qx * qx + qy * qy
 
-    gain = (focal / az.clamp_min(1e-3)) ** 2
+    def pixels2_per_z2(rho: Tensor) -> Tensor:
+        """(focal / z)^2, and 0 behind the neighbour: squared pixels per squared unit of p + rho q."""
+        z = (az + rho * tz).clamp_min(0)
+        return (focal / z.clamp_min(_NEAR)).square_() * (z > _NEAR)
+
+    def squared_error(rho: Tensor, gain: Tensor) -> Tensor:
+        return (qq * rho).add_(pq, alpha=2).mul_(rho).add_(pp).clamp_min_(0).mul_(gain)
+
+    rho = torch.zeros_like(focal)
+    gain = pixels2_per_z2(rho)
     robust = weight
-    rho = torch.zeros_like(x)
-    for kernel in (None, *KERNELS_PX):
-        if kernel is not None:
-            error2 = (pp + rho * (2 * pq + rho * qq)) * gain
-            robust = weight * (kernel**2 / (kernel**2 + error2)) ** 2
+    for kernel in (math.inf, *KERNELS_PX):
+        if kernel < math.inf:
+            robust = squared_error(rho, gain).add_(kernel**2).reciprocal_().mul_(kernel**2).square_().mul_(weight)
         scaled = robust * gain
-        rho = -(scaled * pq).sum(0) / (scaled * qq).sum(0).clamp_min(1e-20)
-        depth = az + rho * tz
-        gain = torch.where(depth > 1e-3, focal / depth, 0) ** 2
-    information = (robust * gain * qq).sum(0)
-    support = robust.sum(0)
-    error2 = (pp + rho * (2 * pq + rho * qq)).clamp_min(0) * gain
-    residual2 = (robust * error2).sum(0) / support.clamp_min(1e-6)
-    std = torch.sqrt((residual2 + NOISE_FLOOR_PX**2) / information.clamp_min(1e-20))
+        rho = -(scaled * pq).sum(0) / (scaled * qq).sum(0).clamp_min_(_TINY)
+        gain = pixels2_per_z2(rho)
+    information, support = (robust * gain).mul_(qq).sum(0), robust.sum(0)
+    residual2 = (robust * squared_error(rho, gain)).sum(0) / support.clamp_min(1e-6)
+    std = ((residual2 + NOISE_FLOOR_PX**2) / information.clamp_min(_TINY)).sqrt_()
     good = (rho > 0) & (information > 0)
-    nan = torch.full_like(rho, torch.nan)
-    return torch.where(good, rho, nan), torch.where(good, std, nan), residual2.sqrt(), torch.where(good, support, 0)
+    return rho.where(good, _NAN), std.where(good, _NAN), residual2.sqrt(), support * good

@@ -91,7 +91,8 @@ class _Camera:
         return xy
 
     def _pinhole(self, pixel: F32) -> F32:
-        return (pixel - self.params[2:4].astype(np.float32)) / self.params[:2].astype(np.float32)
+        fx, fy, cx, cy = (np.float32(value) for value in self.params[:4])
+        return np.stack(((pixel[..., 0] - cx) / fx, (pixel[..., 1] - cy) / fy), -1)
 
 
 @dataclass(frozen=True)
@@ -234,8 +235,7 @@ class _Rows:
         size = (self._frames.width, self._frames.height)
         with single_threaded_opencv():
             if self._camera.size != size:
-                inverse_depth = cv2.resize(inverse_depth, size, interpolation=cv2.INTER_LINEAR)
-                relative_std = cv2.resize(relative_std, size, interpolation=cv2.INTER_LINEAR)
+                inverse_depth, relative_std = _enlarged(inverse_depth, size), _enlarged(relative_std, size)
             prior = np.log(cv2.resize(self._surface(row), size, interpolation=cv2.INTER_LINEAR))
         measured = np.isfinite(inverse_depth)
         value = np.where(measured, np.log(np.where(measured, inverse_depth, 1)), prior)
@@ -246,3 +246,11 @@ class _Rows:
         known = self._camera.has_ray & np.isfinite(log_inverse)
         z = np.where(known, np.exp(-log_inverse), np.nan).astype(np.float32)
         return z, np.where(known, confidence_of(std), 0).astype(np.uint8), measured & known
+
+
+def _enlarged(image: F32, size: tuple[int, int]) -> F32:
+    """image (h, w) at size (W, H), bilinearly among its finite pixels; NaN where these weigh less than half. Call single-threaded."""
+    finite = np.isfinite(image)
+    share = cv2.resize(finite.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    total = cv2.resize(np.where(finite, image, 0).astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    return np.where(share > 0.5, total / np.maximum(share, 0.5), np.nan).astype(np.float32)
