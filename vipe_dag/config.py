@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib import resources as package_data
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -16,6 +16,10 @@ from pydantic.fields import FieldInfo
 from vipe_dag.config_words import did_you_mean, expected
 from vipe_dag.errors import ConfigError
 from vipe_dag.strict_yaml import parse
+
+Share = Annotated[float, Field(gt=0, le=1)]
+FocalShare = Annotated[float, Field(ge=0.1, le=10)]
+Pixels = Annotated[float, Field(gt=0, le=100)]
 
 
 class StageConfig(BaseModel):
@@ -33,14 +37,53 @@ class FramesConfig(StageConfig):
     profile: Literal["jxl", "reference"] = Field(
         "jxl", description="`jxl` keeps lossless pixels in the store; `reference` keeps none and decodes the source on demand."
     )
+    max_pixels: int = Field(2**26, ge=4096, le=2**28, description="A source with more pixels per picture is refused.")
+    max_frames: int = Field(1_000_000, ge=2, le=100_000_000, description="A clip with more frames is refused.")
+    max_seconds: float = Field(86_400.0, gt=0, le=1e7, description="A clip that spans more seconds is refused.")
 
 
 class KeyframesConfig(StageConfig):
     """Which frames carry the bundle adjustment, and where a shot ends."""
 
+    side: int = Field(320, ge=64, le=2048, description="Longer side in pixels of the reduced pictures on which motion is measured.")
+    motion: float = Field(
+        0.04, gt=0.0, le=0.5, description="Median motion since the last keyframe, as a share of the longer side, that makes a new one."
+    )
+    consistent: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        description="A new keyframe is set when fewer textured pixels than this share still agree forward and backward.",
+    )
+
 
 class IntrinsicsConfig(StageConfig):
     """Self-calibration, when no calibration is given."""
+
+    grid_columns: int = Field(32, ge=8, le=128, description="Corners tracked along the longer side of a keyframe.")
+    matches: int = Field(512, ge=0, le=8192, description="SIFT keypoints kept per keyframe.")
+    windows: int = Field(3, ge=1, le=16, description="Windows of keyframes, those with the most parallax, that are adjusted together.")
+    window: int = Field(8, ge=2, le=32, description="Keyframes in a window.")
+    radius: int = Field(3, ge=1, le=8, description="Keyframes at most this far apart are measured against each other.")
+    starts: tuple[FocalShare, ...] = Field(
+        (0.5, 0.65, 0.85, 1.1, 1.5, 2.2), min_length=1, max_length=16, description="Starting focal lengths, as shares of the longer side."
+    )
+    prior_focal: float = Field(
+        0.87, gt=0.1, le=10.0, description="Centre of the log-normal prior on the focal length, as a share of the longer side."
+    )
+    prior_std: float = Field(0.3, gt=0.0, le=3.0, description="Standard deviation of the logarithm of the focal length under the prior.")
+    scales: tuple[Pixels, ...] = Field(
+        (8.0, 3.0, 1.5, 0.7),
+        min_length=1,
+        max_length=12,
+        description="Scales of the robust kernel in turn, in pixels of a 640-pixel picture.",
+    )
+    min_parallax: float = Field(
+        1.5,
+        ge=0.0,
+        le=100.0,
+        description="Windows with less motion beyond rotation, in pixels of a 640-pixel picture, are left out if others have more.",
+    )
 
 
 class BaPosesConfig(StageConfig):
@@ -50,9 +93,44 @@ class BaPosesConfig(StageConfig):
 class DenseDepthConfig(StageConfig):
     """Triangulated depth of every frame."""
 
+    parallax: tuple[Share, ...] = Field(
+        (0.015, 0.03),
+        min_length=1,
+        max_length=4,
+        description="Median parallax wanted to a neighbour, as a share of the width: one neighbour per entry and side.",
+    )
+    max_gap: int = Field(30, ge=1, le=200, description="Neighbours are looked for among this many rows on either side.")
+    flow_preset: Literal["ultrafast", "fast", "medium", "fine"] = Field("fine", description="Effort of the dense flow to each neighbour.")
+    flow_scale: float = Field(
+        0.5, ge=0.25, le=1.0, description="Resolution of flow and triangulation, as a share of the working resolution."
+    )
+    consistency_px: float = Field(
+        1.0, gt=0, le=10, description="Forward-backward error at which a flow vector loses almost two thirds of its weight, in pixels."
+    )
+    max_residual_px: float = Field(1.5, gt=0, le=20, description="Larger disagreement between neighbours is not a measurement, in pixels.")
+    max_relative_std: float = Field(
+        0.08, gt=0, le=1, description="Larger standard deviation of inverse depth, relative to it, is not a measurement."
+    )
+
 
 class AlignedDepthConfig(StageConfig):
     """Depth in the scale of the poses, stable over time."""
+
+    model: Literal["scale", "scale_shift"] = Field(
+        "scale", description="What brings a row's inverse depth into the scale of the poses: a factor, or a factor and an offset."
+    )
+    smoothing_rows: int = Field(
+        6, ge=0, le=60, description="Rows on either side whose alignment is averaged in, where it agrees within its own uncertainty."
+    )
+    max_age: float = Field(
+        8.0, ge=0, le=100, description="Most past rows (in full confidence) that weigh against a fresh one; 0 switches temporal fusion off."
+    )
+    agreement: float = Field(
+        0.05, gt=0, le=1, description="Relative difference of depth below which the past and a fresh measurement are averaged."
+    )
+    colour_agreement: float = Field(
+        25.0, gt=0, le=255, description="Grey levels by which a pixel may change and still be taken for the same surface as before."
+    )
 
 
 class PipelineConfig(StageConfig):
@@ -164,10 +242,11 @@ def _validated(layers: list[tuple[str, Mapping[str, Any]]]) -> PipelineConfig:
     try:
         return PipelineConfig.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError("; ".join(_problem(detail, origins) for detail in error.errors(include_url=False))) from error
+        problems = {detail["loc"][:2]: _problem(detail, origins, merged) for detail in error.errors(include_url=False)}
+        raise ConfigError("; ".join(problems.values())) from error
 
 
-def _problem(detail: Any, origins: Mapping[tuple[Any, ...], str]) -> str:
+def _problem(detail: Any, origins: Mapping[tuple[Any, ...], str], given: Mapping[str, Mapping[str, Any]]) -> str:
     location: tuple[Any, ...] = tuple(detail["loc"][:2])
     key = ".".join(str(part) for part in location)
     origin = origins.get(location, "defaults")
@@ -175,7 +254,9 @@ def _problem(detail: Any, origins: Mapping[tuple[Any, ...], str]) -> str:
         return f"{key}: unknown field ({origin}){did_you_mean(key, field_names())}"
     if detail["type"] in ("value_error", "assertion_error"):
         return f"{key} ({origin}): {detail['msg'].partition(', ')[2] or detail['msg']}"
-    return f"{key}: expected {expected(field_info(key))}, got {detail['input']!r} ({origin})"
+    value = given[location[0]][location[1]]
+    shown = list(value) if isinstance(value, tuple) else value
+    return f"{key}: expected {expected(field_info(key))}, got {shown!r} ({origin})"
 
 
 def _section(field: FieldInfo) -> type[BaseModel]:

@@ -25,6 +25,8 @@ FLAGS = frozenset(
     (
         "truncated",
         "nominal_times",
+        "repaired_times",
+        "damaged",
         "static",
         "no_parallax",
         "segments",
