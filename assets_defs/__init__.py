@@ -1,1 +1,1 @@
-"""Dagster wiring only: partitions, assets, checks, the job, metadata. What a stage does is in vipe_dag; this package names it to Dagster."""
+"""Dagster wiring only: partitions, assets, checks, the job, metadata. What a stage does is in vipe_dag."""

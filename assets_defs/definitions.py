@@ -17,7 +17,7 @@ def build_definitions(
 ) -> dg.Definitions:
     """Assets, checks, job and resources of one store.
 
-    root: of the store; None takes $VIPE_DAG_ROOT. config: None reads $VIPE_DAG_CONFIG or `<root>/config.yaml`. listener: None writes to the run's log.
+    root: of the store; None takes $VIPE_DAG_ROOT. config: None reads $VIPE_DAG_CONFIG or `<root>/config.yaml`. listener: None logs.
     Steps of a run share one process, so models and libraries load once. Raises ConfigError for a file that is not valid.
     """
     root = root or default_root()

@@ -72,7 +72,10 @@ def adopt(instance: dg.DagsterInstance, store: VideoStore) -> int:
                         key,
                         partition=video_id,
                         tags={DATA_VERSION_TAG: pointer.fingerprint},
-                        metadata={"fingerprint": pointer.fingerprint, "store_path": dg.MetadataValue.path(store.path(video_id, stage.name))},
+                        metadata={
+                            "fingerprint": pointer.fingerprint,
+                            "store_path": dg.MetadataValue.path(store.path(video_id, stage.name)),
+                        },
                     )
                 )
     return len(video_ids)

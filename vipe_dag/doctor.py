@@ -98,7 +98,9 @@ def _lietorch() -> Iterator[Finding]:
     except ImportError as error:
         yield Finding("lietorch", "broken", " ".join(str(error).split()))
         return
-    yield Finding("lietorch", "ok", "princeton-vl's, used on CUDA" if found else "not installed, and not needed: vipe_kernels.lie replaces it")
+    yield Finding(
+        "lietorch", "ok", "princeton-vl's, used on CUDA" if found else "not installed, and not needed: vipe_kernels.lie replaces it"
+    )
 
 
 def _image_codec() -> Iterator[Finding]:

@@ -89,7 +89,9 @@ def run_stage(
     return _compute(store, video_id, stage_name, config, fingerprint, run_id, progress, started)
 
 
-def current_reports(store: VideoStore, video_id: str, config: PipelineConfig, until: str = STAGES[-1].name) -> tuple[StageReport, ...] | None:
+def current_reports(
+    store: VideoStore, video_id: str, config: PipelineConfig, until: str = STAGES[-1].name
+) -> tuple[StageReport, ...] | None:
     """The reports of all stages up to `until` when every one is current and passed its blocking checks; None when something is left to do."""
     targets = wanted(store, video_id, config)
     if not all(_is_current(store, video_id, name, targets[name]) for name in upstream(until)):
@@ -129,14 +131,13 @@ def _compute(
 ) -> StageReport:
     from vipe_dag.stage_runs import RUNNERS, StageRun
 
-    with PeakMemory() as memory:
-        with ExitStack() as stack:
-            run = StageRun(store, store.source(video_id), name, config, fingerprint, run_id or NO_RUN, progress, stack)
-            outcome = RUNNERS[name](run)
-            writer = run.opened
-            measured = {"seconds": time.perf_counter() - started, "peak_rss_mb": memory.peak_mb}
-            writer.attrs({"flags": list(outcome.flags), REPORT: {**measured, "counts": outcome.counts, "numbers": outcome.numbers}})
-            writer.checks(check.to_json() for check in outcome.checks)
+    with PeakMemory() as memory, ExitStack() as stack:
+        run = StageRun(store, store.source(video_id), name, config, fingerprint, run_id or NO_RUN, progress, stack)
+        outcome = RUNNERS[name](run)
+        writer = run.opened
+        measured = {"seconds": time.perf_counter() - started, "peak_rss_mb": memory.peak_mb}
+        writer.attrs({"flags": list(outcome.flags), REPORT: {**measured, "counts": outcome.counts, "numbers": outcome.numbers}})
+        writer.checks(check.to_json() for check in outcome.checks)
     return _report(video_id, name, "computed", fingerprint, time.perf_counter() - started, measured, outcome)
 
 

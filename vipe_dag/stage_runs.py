@@ -7,22 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from vipe_dag import checks, result_arrays
-from vipe_dag.checks import Check, DepthTally
+from vipe_dag import result_arrays, verdicts
+from vipe_dag.checks import Check
 from vipe_dag.config import PipelineConfig
+from vipe_dag.errors import SourceError
 from vipe_dag.results import AlignedBlock, BaPoses, DepthBlock
 from vipe_dag.store import VideoStore
-from vipe_dag.store.writer import GenerationWriter
-from vipe_dag.video import SourceRecord
+from vipe_dag.store.writer import Generation
+from vipe_dag.verdicts import DepthTally
+from vipe_dag.video import Clip, SourceInfo, SourceRecord
 
 Progress = Callable[[str, int, int | None], None]
-"""progress(stage, done, total): rows done, of total, None when that is not known beforehand."""
+"""progress(stage, done, total): steps done (mostly rows), of total, None when that is not known beforehand."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ class StageRun:
     run_id: str
     progress: Progress | None
     stack: ExitStack
-    writer: GenerationWriter | None = field(default=None)
+    writer: Generation | None = field(default=None)
 
     def input(self, asset: str) -> xr.Dataset:
         """The current generation of an input, lazy."""
         return self.store.open(self.record.video_id, asset)
 
-    def open_writer(self, **sizes: int | None) -> GenerationWriter:
+    def open_writer(self, **sizes: int | None) -> Generation:
         """A new generation of this stage; leaving `stack` commits it, an exception leaves nothing visible."""
         self.writer = self.stack.enter_context(
             self.store.begin(self.record.video_id, self.stage, self.fingerprint, run_id=self.run_id, sizes=sizes)
@@ -61,7 +63,7 @@ class StageRun:
         return self.writer
 
     @property
-    def opened(self) -> GenerationWriter:
+    def opened(self) -> Generation:
         """The generation that the stage started."""
         if self.writer is None:
             raise AssertionError(f"{self.stage} returned without writing")
@@ -76,7 +78,25 @@ def run_frames(run: StageRun) -> Outcome:
     from vipe_dag.stages import frames
     from vipe_dag.video import open_source
 
-    raise NotImplementedError
+    source = open_source(run.record.uri)
+    if source.digest != run.record.digest:
+        raise SourceError(f"{run.record.video_id}: {run.record.uri} is no longer the video that was registered; run it anew to register it")
+    decoder = frames.decode(source, run.config.frames, run.record.clip)
+    expected = _expected_frames(source.probe(), run.record.clip)
+    writer, times, with_pixels = run.open_writer(frame=None), [], run.config.frames.profile == "jxl"
+    for block in decoder:
+        writer.append({"frame": block.index, "time": block.time, **({"rgb": block.rgb} if with_pixels else {})})
+        times.append(block.time)
+        run.tick(sum(map(len, times)), expected)
+    time, info = np.concatenate(times), decoder.info
+    facts = asdict(info)
+    declared = facts.pop("declared_frame_count")
+    writer.attrs({**facts, "profile": run.config.frames.profile, "declared_frame_count": declared})
+    seconds = float(time[-1] - time[0])
+    numbers = {"clip_seconds": seconds, "fps": (len(time) - 1) / seconds if seconds > 0 else float("nan")}
+    return Outcome(
+        {"frames": len(time), "width": info.width, "height": info.height}, numbers, info.flags, verdicts.of_frames(time, info.flags)
+    )
 
 
 def run_keyframes(run: StageRun) -> Outcome:
@@ -87,7 +107,7 @@ def run_keyframes(run: StageRun) -> Outcome:
     _put(run, *result_arrays.keyframes_arrays(found), frame=len(frames), keyframe=len(found.keyframe))
     numbers = {"motion_px_median": float(np.nanmedian(found.motion)), "sharpness_median": float(np.nanmedian(found.sharpness))}
     counts = {"frames": len(frames), "keyframes": len(found.keyframe), "shots": len(np.unique(found.segment))}
-    return Outcome(counts, numbers, found.flags, checks.of_keyframes(found))
+    return Outcome(counts, numbers, found.flags, verdicts.of_keyframes(found))
 
 
 def run_intrinsics(run: StageRun) -> Outcome:
@@ -95,10 +115,14 @@ def run_intrinsics(run: StageRun) -> Outcome:
 
     frames = run.store.frames(run.record.video_id)
     keyframes = result_arrays.keyframes_from(run.input("keyframes"))
-    found = intrinsics.calibrate(frames, keyframes, run.config.intrinsics, run.record.calibration)
+    starts = len(run.config.intrinsics.starts)
+    found = intrinsics.calibrate(
+        frames, keyframes, run.config.intrinsics, run.record.calibration, progress=lambda start: run.tick(start + 1, starts)
+    )
     _put(run, *result_arrays.intrinsics_arrays(found, run.input("frames")), candidate=len(found.candidate_focal))
-    numbers = {"fx_px": float(found.params[0]), "fx_std_px": float(found.params_std[0]), "fx_of_width": float(found.params[0] / frames.width)}
-    return Outcome({"candidates": len(found.candidate_focal)}, numbers, found.flags, checks.of_intrinsics(found))
+    focal, std = float(found.params[0]), float(found.params_std[0])
+    numbers = {"fx_px": focal, "fx_std_px": std, "fx_of_width": focal / frames.width}
+    return Outcome({"candidates": len(found.candidate_focal)}, numbers, found.flags, verdicts.of_intrinsics(found))
 
 
 def run_ba_poses(run: StageRun) -> Outcome:
@@ -107,7 +131,9 @@ def run_ba_poses(run: StageRun) -> Outcome:
     frames = run.store.frames(run.record.video_id)
     keyframes = result_arrays.keyframes_from(run.input("keyframes"))
     intrinsics = result_arrays.intrinsics_from(run.input("intrinsics"))
-    found = ba_poses.solve(frames, keyframes, intrinsics, run.config.ba_poses)
+    found = ba_poses.solve(
+        frames, keyframes, intrinsics, run.config.ba_poses, progress=lambda _phase, share: run.tick(round(100 * share), 100)
+    )
     grid = found.inverse_depth.shape
     arrays, attributes = result_arrays.ba_poses_arrays(found, run.input("frames"))
     _put(run, arrays, attributes, frame=len(frames), keyframe=grid[0], gy=grid[1], gx=grid[2], segment_id=len(found.parallax))
@@ -120,7 +146,7 @@ def run_ba_poses(run: StageRun) -> Outcome:
         "iterations": int(found.iterations),
     }
     numbers = {"residual_px": float(found.residual_px_median), "fx_px": float(found.params[0]), "path_length": path_length(found)}
-    return Outcome(counts, numbers, found.flags, checks.of_ba_poses(found))
+    return Outcome(counts, numbers, found.flags, verdicts.of_ba_poses(found))
 
 
 def run_dense_depth(run: StageRun) -> Outcome:
@@ -130,7 +156,7 @@ def run_dense_depth(run: StageRun) -> Outcome:
     poses = result_arrays.ba_poses_from(run.input("ba_poses"))
     tally = _write_depth(run, dense_depth.triangulate(frames, poses, run.config.dense_depth), len(frames), ())
     flags = _depth_flags(poses, tally)
-    return Outcome(_depth_counts(tally, len(frames)), _depth_numbers(tally), flags, checks.of_depth(run.stage, tally, _parallax(poses)))
+    return Outcome(_depth_counts(tally, len(frames)), _depth_numbers(tally), flags, verdicts.of_depth(run.stage, tally, _parallax(poses)))
 
 
 def run_aligned_depth(run: StageRun) -> Outcome:
@@ -148,8 +174,9 @@ def run_aligned_depth(run: StageRun) -> Outcome:
 
     tally = _write_depth(run, watched(), len(frames), ("scale", "shift", "alignment_residual"))
     residual = np.concatenate(residuals)
-    numbers = {**_depth_numbers(tally), "alignment_residual": float(np.nanmedian(residual)) if np.isfinite(residual).any() else float("nan")}
-    outcome = checks.of_depth(run.stage, tally, _parallax(poses), residual)
+    known = residual[np.isfinite(residual)]
+    numbers = {**_depth_numbers(tally), "alignment_residual": float(np.median(known)) if len(known) else float("nan")}
+    outcome = verdicts.of_depth(run.stage, tally, _parallax(poses), residual)
     return Outcome(_depth_counts(tally, len(frames)), numbers, _depth_flags(poses, tally), outcome)
 
 
@@ -185,6 +212,14 @@ def _write_depth(run: StageRun, blocks: Iterable[DepthBlock | AlignedBlock], tot
         run.tick(block.start + len(block.z_depth), total)
     writer.attrs({"scale_source": "arbitrary"})
     return tally
+
+
+def _expected_frames(info: SourceInfo, clip: Clip) -> int | None:
+    """About how many frames a pass will take, for the progress bar; None when the container does not say."""
+    if info.frame_count is None or not info.fps:
+        return None
+    end = info.frame_count / info.fps if clip.end is None else min(clip.end, info.frame_count / info.fps)
+    return max(1, round((end - (clip.start or 0.0)) * info.fps / clip.stride))
 
 
 def _parallax(poses: BaPoses) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +12,6 @@ import typer
 from rich.table import Table
 
 from vipe_dag.cli.terminal import RunDisplay, console
-from vipe_dag.errors import VipeDagError
 from vipe_dag.graph import STAGES
 from vipe_dag.placement import ROOT_VARIABLE, configuration
 
@@ -37,7 +35,9 @@ Store = Annotated[
 ]
 Preset = Annotated[str | None, typer.Option(metavar="P", help="default, fast or quality.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="One value of the configuration; repeatable.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output, all else on standard error.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line of standard output, all else on standard error.")
+]
 VideoId = Annotated[str, typer.Argument(metavar="VIDEO_ID", help="As `vipe-dag status` lists them.")]
 
 
@@ -97,7 +97,9 @@ def path(video_id: VideoId, asset: Annotated[Asset, typer.Argument(metavar="ASSE
 
 
 @app.command()
-def doctor(store: Annotated[str | None, typer.Option("--store", metavar="ROOT", help="Also examine this store.")] = None, as_json: AsJson = False) -> None:
+def doctor(
+    store: Annotated[str | None, typer.Option("--store", metavar="ROOT", help="Also examine this store.")] = None, as_json: AsJson = False
+) -> None:
     """Examine the installation: versions, codecs, device, name collisions, disk. Exits 1 when something is broken."""
     from vipe_dag.doctor import examine
 

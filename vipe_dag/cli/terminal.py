@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from vipe_dag.pipeline import StageReport
 from vipe_dag.runner import VideoResult
@@ -46,7 +46,7 @@ class RunDisplay:
             SpinnerColumn(),
             TextColumn("{task.description:<14}"),
             BarColumn(bar_width=30),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             console=self._errors,
             transient=True,

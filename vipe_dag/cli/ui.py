@@ -72,7 +72,9 @@ def _free_port(host: str, port: int) -> int:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigError(f"--host {host} --port {port}: {error.strerror or error}; choose another with --port, 0 takes a free one") from error
+            raise ConfigError(
+                f"--host {host} --port {port}: {error.strerror or error}; choose another with --port, 0 takes a free one"
+            ) from error
         return int(probe.getsockname()[1])
 
 
