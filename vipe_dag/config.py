@@ -53,7 +53,7 @@ class KeyframesConfig(StageConfig):
         0.5,
         ge=0.0,
         le=1.0,
-        description="A new keyframe is set when fewer textured pixels than this share still agree forward and backward.",
+        description="A keyframe is set when fewer textured pixels than this share still agree forward and backward.",
     )
 
 
@@ -69,25 +69,70 @@ class IntrinsicsConfig(StageConfig):
         (0.5, 0.65, 0.85, 1.1, 1.5, 2.2), min_length=1, max_length=16, description="Starting focal lengths, as shares of the longer side."
     )
     prior_focal: float = Field(
-        0.87, gt=0.1, le=10.0, description="Centre of the log-normal prior on the focal length, as a share of the longer side."
+        0.87, gt=0.1, le=10.0, description="Centre of the log-normal prior on the focal length, a share of the longer side."
     )
     prior_std: float = Field(0.3, gt=0.0, le=3.0, description="Standard deviation of the logarithm of the focal length under the prior.")
     scales: tuple[Pixels, ...] = Field(
         (8.0, 3.0, 1.5, 0.7),
         min_length=1,
         max_length=12,
-        description="Scales of the robust kernel in turn, in pixels of a 640-pixel picture.",
+        description="Scales of the robust kernel in turn, pixels of a 640-pixel picture.",
     )
     min_parallax: float = Field(
         1.5,
         ge=0.0,
         le=100.0,
-        description="Windows with less motion beyond rotation, in pixels of a 640-pixel picture, are left out if others have more.",
+        description="Windows with less motion beyond rotation are left out if others have more; pixels of a 640-pixel picture.",
     )
 
 
 class BaPosesConfig(StageConfig):
     """Bundle adjustment and the pose of every frame."""
+
+    grid_columns: int = Field(32, ge=8, le=128, description="Corners tracked along the longer side of a keyframe.")
+    matches: int = Field(512, ge=0, le=8192, description="SIFT keypoints kept per keyframe.")
+    radius: int = Field(3, ge=1, le=8, description="Each keyframe is measured against this many before it.")
+    window: int = Field(7, ge=2, le=64, description="Keyframes that a local adjustment moves.")
+    start_window: int = Field(8, ge=2, le=32, description="Keyframes of the window on which a map is started.")
+    start_scales: tuple[float, ...] = Field(
+        (8.0, 3.0, 1.5, 0.7),
+        min_length=1,
+        max_length=12,
+        description="Scales of the robust kernel at the start, pixels of a 640-pixel picture.",
+    )
+    local_scales: tuple[float, ...] = Field(
+        (3.0, 1.5, 0.7), min_length=1, max_length=12, description="Scales of the robust kernel in local adjustments."
+    )
+    global_scales: tuple[float, ...] = Field(
+        (4.0, 2.0, 1.0, 0.7), min_length=1, max_length=12, description="Scales of the robust kernel in global adjustments."
+    )
+    global_steps: int = Field(6, ge=1, le=200, description="Most Gauss-Newton steps at each scale of a global adjustment.")
+    revisits: float = Field(
+        2.0, ge=0.0, le=20.0, description="Most edges per keyframe added between keyframes far apart in time that see one place."
+    )
+    revisit_rounds: int = Field(2, ge=0, le=5, description="How often such edges are looked for.")
+    min_parallax: float = Field(
+        1.0,
+        ge=0.0,
+        le=100.0,
+        description="Motion beyond rotation, in pixels of a 640-pixel picture, below which no translation is claimed.",
+    )
+    min_inliers: float = Field(
+        0.2, ge=0.0, le=1.0, description="Share of measurements that must agree with a frame's pose for it to count as tracked."
+    )
+    max_depth_std: float = Field(
+        0.25, gt=0.0, le=10.0, description="Largest relative standard deviation of an inverse depth that counts as known."
+    )
+    prior_focal: float = Field(
+        0.87, gt=0.1, le=10.0, description="Centre of the log-normal prior on the focal length, a share of the longer side."
+    )
+    prior_std: float = Field(0.3, gt=0.0, le=3.0, description="Standard deviation of the logarithm of the focal length under the prior.")
+    prior_k1_std: float = Field(
+        0.05,
+        ge=0.0,
+        le=1.0,
+        description="Standard deviation of the radial distortion k1 under its prior of zero; 0 keeps a pinhole camera.",
+    )
 
 
 class DenseDepthConfig(StageConfig):
@@ -101,9 +146,7 @@ class DenseDepthConfig(StageConfig):
     )
     max_gap: int = Field(30, ge=1, le=200, description="Neighbours are looked for among this many rows on either side.")
     flow_preset: Literal["ultrafast", "fast", "medium", "fine"] = Field("fine", description="Effort of the dense flow to each neighbour.")
-    flow_scale: float = Field(
-        0.5, ge=0.25, le=1.0, description="Resolution of flow and triangulation, as a share of the working resolution."
-    )
+    flow_scale: float = Field(0.5, ge=0.25, le=1.0, description="Resolution of flow and triangulation, a share of the working resolution.")
     consistency_px: float = Field(
         1.0, gt=0, le=10, description="Forward-backward error at which a flow vector loses almost two thirds of its weight, in pixels."
     )
@@ -254,7 +297,7 @@ def _problem(detail: Any, origins: Mapping[tuple[Any, ...], str], given: Mapping
         return f"{key}: unknown field ({origin}){did_you_mean(key, field_names())}"
     if detail["type"] in ("value_error", "assertion_error"):
         return f"{key} ({origin}): {detail['msg'].partition(', ')[2] or detail['msg']}"
-    value = given[location[0]][location[1]]
+    value = given.get(location[0], {}).get(location[-1], detail["input"])
     shown = list(value) if isinstance(value, tuple) else value
     return f"{key}: expected {expected(field_info(key))}, got {shown!r} ({origin})"
 

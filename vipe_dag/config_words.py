@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 
 
 def expected(field: FieldInfo) -> str:
-    """What a field takes, in words: `integer from 64 to 8192`, `one of 'jxl', 'reference'`."""
-    return " ".join(part for part in (_type_words(field.annotation), _bound_words(field.metadata)) if part)
+    """What a field takes, in words: `integer from 64 to 8192`, `one of 'jxl', 'reference'`, `list of 1 to 4, each a number above 0`."""
+    return _words(field.annotation, field.metadata)
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
@@ -28,31 +28,46 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return ""
 
 
+def _words(annotation: Any, bounds: Iterable[Any]) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        inner = [part for bound in arguments[1:] for part in (bound.metadata if isinstance(bound, FieldInfo) else [bound])]
+        return _words(arguments[0], inner)
+    if origin is tuple:
+        element = _words(arguments[0], ())
+        return f"list{_length_words(bounds)}, each {'an' if element.startswith('integer') else 'a'} {element}"
+    return " ".join(part for part in (_type_words(annotation), _bound_words(bounds)) if part)
+
+
 def _type_words(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return "one of " + ", ".join(repr(value) for value in arguments)
     if origin in (Union, UnionType):
         return " or ".join(_type_words(argument) for argument in arguments)
-    if origin is tuple:
-        return "list of " + _type_words(arguments[0])
-    if origin is typing.Annotated:
-        return " ".join(part for part in (_type_words(arguments[0]), _bound_words(arguments[1:])) if part)
     words = {bool: "true or false", int: "integer", float: "number", str: "text", NoneType: "null"}
     return words.get(annotation) or str(getattr(annotation, "__name__", annotation))
 
 
-def _bound_words(metadata: Iterable[Any]) -> str:
+def _bound_words(bounds: Iterable[Any]) -> str:
     lower = upper = ""
-    for bound in metadata:
-        if isinstance(bound, FieldInfo):
-            return _bound_words(bound.metadata)
+    for bound in bounds:
         if isinstance(bound, annotated_types.Ge):
             lower = f"from {bound.ge}"
         elif isinstance(bound, annotated_types.Gt):
             lower = f"above {bound.gt}"
         elif isinstance(bound, annotated_types.Le):
-            upper = f"to {bound.le}" if lower.startswith("from") else f"at most {bound.le}"
+            upper = f"at most {bound.le}"
         elif isinstance(bound, annotated_types.Lt):
             upper = f"below {bound.lt}"
-    return f"{lower} and {upper}" if lower and upper and not upper.startswith("to") else f"{lower} {upper}".strip()
+    if lower.startswith("from") and upper.startswith("at most"):
+        return f"{lower} to {upper.removeprefix('at most ')}"
+    return " and ".join(part for part in (lower, upper) if part)
+
+
+def _length_words(bounds: Iterable[Any]) -> str:
+    least = next((bound.min_length for bound in bounds if isinstance(bound, annotated_types.MinLen)), None)
+    most = next((bound.max_length for bound in bounds if isinstance(bound, annotated_types.MaxLen)), None)
+    if least is None and most is None:
+        return ""
+    return f" of {least} or more" if most is None else f" of at most {most}" if least is None else f" of {least} to {most}"
