@@ -38,7 +38,9 @@ def pixels(seed: int, frames: int = 35) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (frames, 4, 6, 3), np.uint8)
 
 
-def write_frames(store: VideoStore, fingerprint: str, rgb: np.ndarray, block: int = 7, frames: int | None = None, video_id: str = VIDEO) -> None:
+def write_frames(
+    store: VideoStore, fingerprint: str, rgb: np.ndarray, block: int = 7, frames: int | None = None, video_id: str = VIDEO
+) -> None:
     """Commits `frames` in blocks."""
     index = np.arange(len(rgb)) * 2
     with store.begin(video_id, "frames", fingerprint, run_id="run-1", sizes={"frame": frames}) as writer:
@@ -91,7 +93,11 @@ class VideoStoreContract:
 
     def test_an_unknown_video_is_answered_with_the_nearest_ids(self, store: VideoStore) -> None:
         write_keyframes(store, OLD, 1.0)
-        for ask in (lambda: store.source("street-0a1b"), lambda: open_video(store, "street-0a1b"), lambda: store.open("street-0a1b", "frames")):
+        for ask in (
+            lambda: store.source("street-0a1b"),
+            lambda: open_video(store, "street-0a1b"),
+            lambda: store.open("street-0a1b", "frames"),
+        ):
             with pytest.raises(StoreError, match=f"no video 'street-0a1b'.*did you mean {VIDEO}"):
                 ask()
 
@@ -174,7 +180,9 @@ class VideoStoreContract:
     def test_attributes_come_back_as_plain_values(self, store: VideoStore) -> None:
         with store.begin(VIDEO, "keyframes", OLD) as writer:
             put_keyframes(writer, 1.0)
-            writer.attrs({"share": np.float32(0.5), "count": np.int64(3), "names": ("a", "b"), "unknown": float("nan"), "nested": {"x": [1.0]}})
+            writer.attrs(
+                {"share": np.float32(0.5), "count": np.int64(3), "names": ("a", "b"), "unknown": float("nan"), "nested": {"x": [1.0]}}
+            )
         attrs = store.open(VIDEO, "keyframes").attrs
         assert (attrs["share"], attrs["count"], attrs["names"], attrs["nested"]) == (0.5, 3, ["a", "b"], {"x": [1.0]})
         assert np.isnan(float(attrs["unknown"]))
