@@ -1,0 +1,162 @@
+"""A rendered video with its exact truth: cameras, z-depth, optical flow, moving bodies; written as an mp4 and as reference files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vipe_dag.calibration import Calibration
+from vipe_dag.sequence import ArrayFrames
+from vipe_dag.synthetic.lens import project
+from vipe_dag.synthetic.render import Picture, Rays, cast, colours, depth_and_body
+from vipe_dag.synthetic.world import World
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SyntheticClip:
+    """T frames at a constant rate. cam2world (T, 4, 4) float64, OpenCV axes, metres; row t shows worlds[shot[t]] at t / fps seconds.
+
+    noise: standard deviation of Gaussian sensor noise in grey levels; exposure: relative amplitude of a slow change of gain.
+    supersample: n x n rays per pixel. The pixels of a row never depend on which rows were rendered before.
+    """
+
+    name: str
+    worlds: tuple[World, ...]
+    shot: NDArray[np.int32]
+    cam2world: Array
+    camera: Calibration
+    fps: float
+    noise: float = 0.0
+    exposure: float = 0.0
+    supersample: int = 2
+
+    def __len__(self) -> int:
+        return len(self.cam2world)
+
+    @property
+    def time(self) -> Array:
+        """(T,) seconds."""
+        return np.arange(len(self)) / self.fps
+
+    @property
+    def path_length(self) -> float:
+        """Metres travelled inside the shots."""
+        steps = np.linalg.norm(np.diff(self.cam2world[:, :3, 3], axis=0), axis=1)
+        return float(steps[np.diff(self.shot) == 0].sum())
+
+    @cached_property
+    def _rays(self) -> Rays:
+        return Rays.of(self.camera)
+
+    @cached_property
+    def _fine_rays(self) -> Rays:
+        return self._rays if self.supersample == 1 else Rays.of(self.camera, self.supersample)
+
+    def _world(self, row: int) -> World:
+        return self.worlds[int(self.shot[row])]
+
+    def rgb(self, row: int) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 as the sensor gives it."""
+        image = colours(self._world(row), self.cam2world[row], self.camera, self._fine_rays, float(self.time[row]))
+        if self.noise == 0 and self.exposure == 0:
+            return image
+        gain = 1 + self.exposure * np.sin(2 * np.pi * self.time[row] / 2.7)
+        signal = image.astype(np.float32) * np.float32(gain)
+        if self.noise:
+            rng = np.random.default_rng(row)
+            signal += np.float32(self.noise) * rng.standard_normal(image.shape, np.float32)
+        return np.clip(np.rint(signal), 0, 255).astype(np.uint8)
+
+    def truth(self, row: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """z-depth (H, W) float32 metres at pixel centres (inf where nothing is hit), and body (H, W) uint8, 0 = static world."""
+        return depth_and_body(self._world(row), self.cam2world[row], self._rays, float(self.camera.params[0]), float(self.time[row]))
+
+    def picture(self, row: int) -> Picture:
+        """Colours and truth of one row."""
+        return Picture(self.rgb(row), *self.truth(row))
+
+    def __iter__(self) -> Iterator[Picture]:
+        return (self.picture(row) for row in range(len(self)))
+
+    def frames(self, rows: slice = slice(None)) -> ArrayFrames:
+        """The chosen rows held in memory, as a stage takes them."""
+        index = np.arange(len(self), dtype=np.int64)[rows]
+        return ArrayFrames(np.stack([self.rgb(int(i)) for i in index]), self.time[rows], index)
+
+    def flow(self, i: int, j: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Exact optical flow (H, W, 2) float32 in pixels from row i to row j, moving bodies included, and visible (H, W) bool.
+
+        visible: the surface point seen at the pixel in row i is inside the picture of row j and nothing hides it there.
+        Raises ValueError when the rows belong to different shots.
+        """
+        if self.shot[i] != self.shot[j]:
+            raise ValueError(f"rows {i} and {j} show different worlds: there is no flow across a cut")
+        world, focal = self._world(i), float(self.camera.params[0])
+        z, body = self.truth(i)
+        seen = np.isfinite(z)
+        depth = np.where(seen, z, 1.0).astype(np.float64)
+        points = np.stack([self._rays.x * depth, self._rays.y * depth, depth], axis=-1)
+        target_from_world = np.linalg.inv(self.cam2world[j])
+        moved = np.empty_like(points)
+        for number in np.unique(body):
+            then, now = (world.body_pose(int(number), float(self.time[row])) for row in (j, i))
+            step = target_from_world @ then @ np.linalg.inv(now) @ self.cam2world[i]
+            mask = body == number
+            moved[mask] = points[mask] @ step[:3, :3].T + step[:3, 3]
+        pixels, depth_j = project(self.camera, moved)
+        v, u = np.mgrid[: self.camera.height, : self.camera.width]
+        inside = np.abs(pixels[..., 0] - (self.camera.width - 1) / 2) <= self.camera.width / 2
+        inside &= np.abs(pixels[..., 1] - (self.camera.height - 1) / 2) <= self.camera.height / 2
+        inside &= seen & (depth_j > 0)
+        safe = np.where(inside[..., None], moved, [0.0, 0.0, 1.0])
+        there = Rays.through(safe[..., 0] / safe[..., 2], safe[..., 1] / safe[..., 2])
+        nearest = cast(world, self.cam2world[j], there, focal, float(self.time[j])).inverse_depth
+        visible = inside & (np.abs(nearest * depth_j - 1) < 2e-3)
+        return (pixels - np.stack([u, v], axis=-1)).astype(np.float32), visible
+
+
+def write_mp4(clip: SyntheticClip, path: str | Path, crf: int = 14) -> Path:
+    """Render every frame into an H.264 mp4 (yuv420p, constant rate factor `crf`); timestamps are exactly row / fps. Returns the path.
+
+    Raises ValueError for an odd width or height, which 4:2:0 video cannot hold.
+    """
+    import av
+
+    path = Path(path)
+    if clip.camera.width % 2 or clip.camera.height % 2:
+        raise ValueError(f"an mp4 needs even sizes, not {clip.camera.width} x {clip.camera.height}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(
+            "libx264", rate=Fraction(clip.fps).limit_denominator(1001), options={"crf": str(crf), "preset": "fast"}
+        )
+        stream.width, stream.height, stream.pix_fmt = clip.camera.width, clip.camera.height, "yuv420p"
+        for row in range(len(clip)):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(clip.rgb(row), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def write_truth(clip: SyntheticClip, directory: str | Path, depth_every: int = 1) -> Path:
+    """Write groundtruth.txt (TUM: timestamp tx ty tz qx qy qz qw, cam2world), intrinsics.json and depth/NNNNNN.npy (float32 metres).
+
+    Only every `depth_every`-th frame gets a depth file, named by its frame index. Returns the directory.
+    """
+    from vipe_dag.export import tum
+
+    directory = Path(directory)
+    (directory / "depth").mkdir(parents=True, exist_ok=True)
+    tum.write(directory / "groundtruth.txt", clip.time, clip.cam2world, overwrite=True)
+    (directory / "intrinsics.json").write_text(json.dumps(clip.camera.to_json(), indent=2) + "\n")
+    for row in range(0, len(clip), depth_every):
+        np.save(directory / "depth" / f"{row:06d}.npy", clip.truth(row)[0])
+    return directory
