@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -63,11 +62,7 @@ def examine(root: str | None = None) -> list[Finding]:
 
 
 def _python() -> Iterator[Finding]:
-    version = platform.python_version()
-    if sys.version_info < (3, 11):
-        yield Finding("python", "broken", f"{version}; 3.11 or newer is needed")
-    else:
-        yield Finding("python", "ok", f"{version} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
 
 
 def _packages() -> Iterator[Finding]:
@@ -98,9 +93,7 @@ def _lietorch() -> Iterator[Finding]:
     except ImportError as error:
         yield Finding("lietorch", "broken", " ".join(str(error).split()))
         return
-    yield Finding(
-        "lietorch", "ok", "princeton-vl's, used on CUDA" if found else "not installed, and not needed: vipe_kernels.lie replaces it"
-    )
+    yield Finding("lietorch", "ok", "princeton-vl's, used on CUDA" if found else "not installed, and not needed")
 
 
 def _image_codec() -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""One stage of one video against a store, and the plain loop over all of them: what Dagster calls, and what a notebook can call without it."""
+"""One stage of one video against a store, which Dagster calls, and the plain loop over all of them for use without it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StageReport:
     """What running one stage of one video did.
 
     status: `computed`; `current`, the store already pointed to this fingerprint; `flipped`, an older generation had it.
-    seconds: spent by this call. compute_seconds and peak_rss_mb (largest resident size of the process, MB): of the computation, whenever it was.
+    seconds: spent by this call. compute_seconds, peak_rss_mb (largest resident size of the process, MB): of the computation.
     counts, numbers (units in their names), flags and checks describe the result.
     """
 
@@ -92,7 +92,7 @@ def run_stage(
 def current_reports(
     store: VideoStore, video_id: str, config: PipelineConfig, until: str = STAGES[-1].name
 ) -> tuple[StageReport, ...] | None:
-    """The reports of all stages up to `until` when every one is current and passed its blocking checks; None when something is left to do."""
+    """The reports of all stages up to `until` when each is current and passed its blocking checks; None when something is left to do."""
     targets = wanted(store, video_id, config)
     if not all(_is_current(store, video_id, name, targets[name]) for name in upstream(until)):
         return None
@@ -103,7 +103,10 @@ def current_reports(
 def run_video(
     store: VideoStore, video_id: str, config: PipelineConfig, until: str = STAGES[-1].name, progress: Progress | None = None
 ) -> tuple[StageReport, ...]:
-    """All stages that `until` needs, and it, in order, without Dagster. Raises EstimationError when a blocking check fails, else as `run_stage`."""
+    """All stages that `until` needs, and it, in order, without Dagster.
+
+    Raises EstimationError when a blocking check fails, else as `run_stage`.
+    """
     reports: list[StageReport] = []
     for name in upstream(until):
         report = run_stage(store, video_id, name, config, progress=progress)

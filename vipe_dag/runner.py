@@ -121,8 +121,8 @@ class VideoResult:
 def run_sources(root: str, sources: Sequence[str], request: Request, display: Display | None = None) -> Iterator[VideoResult]:
     """Takes each video of `sources` (files, folders, URLs) to `request.until`; one that fails does not stop the next.
 
-    Nothing is computed, and Dagster not even loaded, where the store has the wanted fingerprints. Raises ConfigError for a request that makes
-    no sense.
+    Nothing is computed, and Dagster not even loaded, where the store has the wanted fingerprints. Raises ConfigError for one video_id
+    with several videos.
     """
     from vipe_dag.store import VideoStore
     from vipe_dag.video import expand_sources

@@ -17,7 +17,7 @@ ORTHONORMAL_TOLERANCE = 1e-6
 
 @dataclass
 class DepthTally:
-    """Counts over a stream of depth blocks, so that depth is never read again to be checked. share() and measured_share() are of all pixels."""
+    """Counts over a stream of depth blocks, so that depth is never read again to be checked. Shares are of all pixels."""
 
     pixels: int = 0
     known: int = 0

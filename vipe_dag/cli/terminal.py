@@ -17,7 +17,7 @@ from vipe_dag.runner import VideoResult
 
 
 def console(stream: IO[str]) -> Console:
-    """A console that keeps writing to the terminal while `muted` has pointed the stream elsewhere. Colours on a terminal only; honours NO_COLOR."""
+    """A console that `muted` does not silence. Colours on a terminal only; honours NO_COLOR."""
     try:
         copy = os.fdopen(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors="replace")
     except (OSError, ValueError):
