@@ -1,13 +1,14 @@
 """Which source computes each stage, hashed without comments and docstrings; run as a script it records the present state as acknowledged.
 
-A stage is computed by its module and by every module of vipe_kernels and vipe_dag that it imports, directly or not, except those that only
-declare data or keep it (DECLARATIONS): configuration has its own place in the fingerprint.
+A stage is computed by its module and by the modules of vipe_kernels and vipe_dag that it imports, directly or through others of FOLLOWED,
+except those that only declare data or keep it (DECLARATIONS): configuration has its own place in the fingerprint.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vipe_dag.graph import STAGES
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).with_suffix(".json")
 PACKAGES = ("vipe_kernels", "vipe_dag")
+FOLLOWED = ("vipe_kernels", "vipe_dag.stages", "vipe_dag.video")
 DECLARATIONS = frozenset(
     f"vipe_dag.{name}" for name in ("config", "config_words", "errors", "graph", "results", "schema", "sequence", "store", "strict_yaml")
 )
@@ -27,7 +29,7 @@ def present() -> dict[str, dict[str, Any]]:
     return {
         stage.name: {
             "algorithm_version": stage.algorithm_version,
-            "modules": {name: source_hash(path.read_text(encoding="utf-8")) for name, path in sorted(modules_of(stage.module).items())},
+            "modules": {name: _file_hash(path) for name, path in sorted(modules_of(stage.module).items())},
         }
         for stage in STAGES
     }
@@ -71,14 +73,15 @@ def modules_of(module: str) -> dict[str, Path]:
         if path is None or name in found or name in DECLARATIONS:
             continue
         found[name] = path
-        waiting.extend(imports(path.read_text(encoding="utf-8"), name if path.name == "__init__.py" else name.rpartition(".")[0]))
-    return {name: path for name, path in found.items() if meaningful(path)}
+        if name.startswith(FOLLOWED):
+            waiting.extend(imports(_parsed(path), name if path.name == "__init__.py" else name.rpartition(".")[0]))
+    return {name: path for name, path in found.items() if _content(_parsed(path).body)}
 
 
-def imports(source: str, package: str) -> list[str]:
+def imports(module: ast.Module, package: str) -> list[str]:
     """Names that a module of `package` imports; `from a import b` yields both a and a.b, as b may be a module."""
     names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(module):
         if isinstance(node, ast.Import):
             names.extend(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -89,14 +92,19 @@ def imports(source: str, package: str) -> list[str]:
     return names
 
 
-def meaningful(path: Path) -> bool:
-    """Whether a module holds more than a docstring."""
-    return bool(_content(ast.parse(path.read_text(encoding="utf-8")).body))
-
-
-def source_hash(source: str) -> str:
+def source_hash(module: ast.Module) -> str:
     """16 hex digits of the syntax tree: the same for any layout, comments and docstrings, and in every version of Python."""
-    return blake2b(json.dumps(_tree(ast.parse(source))).encode(), digest_size=8).hexdigest()
+    return blake2b(json.dumps(_tree(module)).encode(), digest_size=8).hexdigest()
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _file_hash(path: Path) -> str:
+    return source_hash(_parsed(path))
 
 
 def _path(module: str) -> Path | None:
