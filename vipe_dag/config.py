@@ -94,16 +94,16 @@ class BaPosesConfig(StageConfig):
     radius: int = Field(3, ge=1, le=8, description="Each keyframe is measured against this many before it.")
     window: int = Field(7, ge=2, le=64, description="Keyframes that a local adjustment moves.")
     start_window: int = Field(8, ge=2, le=32, description="Keyframes of the window on which a map is started.")
-    start_scales: tuple[float, ...] = Field(
+    start_scales: tuple[Pixels, ...] = Field(
         (8.0, 3.0, 1.5, 0.7),
         min_length=1,
         max_length=12,
         description="Scales of the robust kernel at the start, pixels of a 640-pixel picture.",
     )
-    local_scales: tuple[float, ...] = Field(
+    local_scales: tuple[Pixels, ...] = Field(
         (3.0, 1.5, 0.7), min_length=1, max_length=12, description="Scales of the robust kernel in local adjustments."
     )
-    global_scales: tuple[float, ...] = Field(
+    global_scales: tuple[Pixels, ...] = Field(
         (4.0, 2.0, 1.0, 0.7), min_length=1, max_length=12, description="Scales of the robust kernel in global adjustments."
     )
     global_steps: int = Field(6, ge=1, le=200, description="Most Gauss-Newton steps at each scale of a global adjustment.")
