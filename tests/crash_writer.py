@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from store_contract import NEW, OLD, pixels, write_frames
-
 import vipe_dag.store.reader
 import vipe_dag.store.writer  # noqa: F401  imported before the forks, so that each child only writes
+from store_contract import NEW, OLD, pixels, write_frames
 from vipe_dag.store import VideoStore
 
 FRAMES = 40

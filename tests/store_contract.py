@@ -238,9 +238,14 @@ class VideoStoreContract:
     @pytest.mark.parametrize("exception", [RuntimeError, KeyboardInterrupt])
     def test_an_exception_leaves_nothing(self, store: VideoStore, exception: type[BaseException]) -> None:
         write_keyframes(store, OLD, 1.0)
-        with pytest.raises(exception), store.begin(VIDEO, "keyframes", NEW) as writer:
-            put_keyframes(writer, 2.0)
-            raise exception
+
+        def fail() -> None:
+            with store.begin(VIDEO, "keyframes", NEW) as writer:
+                put_keyframes(writer, 2.0)
+                raise exception
+
+        with pytest.raises(exception):
+            fail()
         assert motion(store) == 1.0
         assert store.sweep(timedelta(0), now=datetime.now(UTC) + timedelta(hours=1)) == []
 
@@ -282,9 +287,13 @@ class VideoStoreContract:
         assert motion(store) in (1.0, 2.0)
 
     def test_a_run_overtaken_by_another_configuration_is_refused_and_kept(self, store: VideoStore) -> None:
-        with pytest.raises(StoreError, match="another run made bbbb.* current.*run again"), store.begin(VIDEO, "keyframes", OLD) as writer:
-            put_keyframes(writer, 1.0)
-            write_keyframes(store, NEW, 2.0)
+        def overtaken() -> None:
+            with store.begin(VIDEO, "keyframes", OLD) as writer:
+                put_keyframes(writer, 1.0)
+                write_keyframes(store, NEW, 2.0)
+
+        with pytest.raises(StoreError, match=r"another run made bbbb.* current.*run again"):
+            overtaken()
         assert motion(store) == 2.0
         assert store.point(VIDEO, "keyframes", OLD) is not None
         assert motion(store) == 1.0
@@ -333,10 +342,14 @@ class VideoStoreContract:
     # Schema
 
     def test_every_fault_is_named_at_commit_with_expected_and_found(self, store: VideoStore) -> None:
-        with pytest.raises(StoreError) as caught, store.begin(VIDEO, "keyframes", OLD) as writer:
-            writer.put("motion", np.zeros(3, np.float32))
-            writer.put("segment", np.zeros(2, np.int32))
-            writer.attrs({"flags": ["bad word"]})
+        def commit() -> None:
+            with store.begin(VIDEO, "keyframes", OLD) as writer:
+                writer.put("motion", np.zeros(3, np.float32))
+                writer.put("segment", np.zeros(2, np.int32))
+                writer.attrs({"flags": ["bad word"]})
+
+        with pytest.raises(StoreError) as caught:
+            commit()
         text = str(caught.value)
         assert text.startswith(f"{VIDEO}, keyframes: not committed")
         assert "keyframe: expected int64 ('keyframe',), found nothing" in text
@@ -344,10 +357,13 @@ class VideoStoreContract:
         assert "attribute flags: expected words of" in text
 
     def test_time_must_increase(self, store: VideoStore) -> None:
-        with pytest.raises(StoreError, match=r"time: expected strictly increasing.*0\.5 then 0\.5 at rows 1, 2"):
+        def commit() -> None:
             with store.begin(VIDEO, "frames", OLD) as writer:
                 writer.append({"rgb": pixels(0, 3), "frame": np.arange(3), "time": np.array([0.0, 0.5, 0.5])})
                 writer.attrs(FRAMES_ATTRS)
+
+        with pytest.raises(StoreError, match=r"time: expected strictly increasing.*0\.5 then 0\.5 at rows 1, 2"):
+            commit()
         assert store.current(VIDEO, "frames") is None
 
     def test_an_announced_length_is_held(self, store: VideoStore) -> None:

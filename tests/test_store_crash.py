@@ -16,7 +16,6 @@ if not hasattr(os, "fork"):
 
 from crash_writer import FRAMES, write
 from store_contract import NEW, OLD, VIDEO, pixels
-
 from vipe_dag.store import VideoStore
 
 LONG_AFTER = timedelta(hours=1)

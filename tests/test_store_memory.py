@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 
 import pytest
-from store_contract import VideoStoreContract
 
+from store_contract import VideoStoreContract
 from vipe_dag.errors import StoreError
 from vipe_dag.store import VideoStore
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from store_contract import VideoStoreContract
 
+from store_contract import VideoStoreContract
 from vipe_dag.errors import StoreError
 from vipe_dag.store import VideoStore
 from vipe_dag.store.backend import FsspecBackend

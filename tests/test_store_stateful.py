@@ -11,8 +11,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from store_contract import VIDEO, motion, put_keyframes
 
+from store_contract import VIDEO, motion, put_keyframes
 from vipe_dag.errors import StoreError
 from vipe_dag.store import VideoStore
 
@@ -20,7 +20,7 @@ FINGERPRINTS = st.sampled_from(["aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb", "ccccccc
 LONG_AFTER = timedelta(hours=1)
 
 
-class Boom(Exception):
+class StageFailedError(Exception):
     """A stage that fails."""
 
 
@@ -67,9 +67,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(fingerprint=FINGERPRINTS)
     def fail(self, fingerprint: str) -> None:
-        with pytest.raises(Boom), self.store.begin(VIDEO, "keyframes", fingerprint) as writer:
-            put_keyframes(writer, -2.0)
-            raise Boom
+        def stage() -> None:
+            with self.store.begin(VIDEO, "keyframes", fingerprint) as writer:
+                put_keyframes(writer, -2.0)
+                raise StageFailedError
+
+        with pytest.raises(StageFailedError):
+            stage()
 
     @rule(fingerprint=FINGERPRINTS)
     def break_the_schema(self, fingerprint: str) -> None:

@@ -7,7 +7,8 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -68,13 +69,24 @@ def open_backend(root: str | Path, storage_options: dict[str, Any] | None = None
     return FsspecBackend(text, storage_options or {})
 
 
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turns a failure of the disk or the service into a StoreError that says what was being done."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{what}: the storage failed ({error.strerror or error}); check space, permissions and address") from error
+
+
 class LocalBackend:
-    """A directory. An object is replaced by a temporary file, fsync, rename and fsync of the directory."""
+    """A directory. An object is replaced by a temporary file, fsync, rename and fsync of the directory. Raises StoreError for a file."""
 
     TEMPORARY = ".tmp"
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory.expanduser().absolute()
+        if self._directory.exists() and not self._directory.is_dir():
+            raise StoreError(f"{self._directory}: is a file; a store is a directory")
 
     @property
     def root(self) -> str:

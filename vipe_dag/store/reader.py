@@ -13,8 +13,15 @@ import zarr
 from numpy.typing import NDArray
 
 import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the package runs without being installed
-from vipe_dag.errors import StoreError
+from vipe_dag.errors import SourceError, StoreError
 from vipe_dag.schema import COORDINATES, SHARD_FRAMES, asset_schema
+from vipe_dag.sequence import FrameSequence
+
+CACHE_BYTES = 256 * 2**20
+"""Default bound of the decoded rows that one sequence keeps."""
+
+MAX_PIXELS = 2**28
+"""Bound on the pictures of a source whose digest shows that an earlier pass accepted it."""
 
 
 def open_dataset(store: Any, asset: str, chunks: Mapping[str, int] | None) -> xr.Dataset:
@@ -85,7 +92,7 @@ class RowCache:
 class StoredFrames:
     """FrameSequence over the pixels of a `frames` generation of profile jxl."""
 
-    def __init__(self, group: zarr.Group, cache_bytes: int) -> None:
+    def __init__(self, group: zarr.Group, cache_bytes: int = CACHE_BYTES) -> None:
         self._rgb = RowCache(_array(group, "rgb"), cache_bytes)
         self._shape = _array(group, "rgb").shape
         self._frame = np.asarray(_array(group, "frame")[:], np.int64)
@@ -114,10 +121,30 @@ class StoredFrames:
         return self._rgb.row(row)
 
 
+def decoded_frames(group: zarr.Group) -> FrameSequence:
+    """FrameSequence of a `frames` generation of profile reference. Raises SourceError when the source is gone or its content changed."""
+    from vipe_dag.config import FramesConfig
+    from vipe_dag.stages.frames import DecodedFrames
+    from vipe_dag.video import open_source
+
+    uri, digest = str(group.attrs["source_uri"]), group.attrs["source_digest"]
+    source = open_source(uri)
+    if source.digest != digest:
+        raise SourceError(f"{uri}: its content changed since its frames were timed (digest {digest}, found {source.digest}); run it again")
+    return DecodedFrames(
+        source,
+        FramesConfig(profile="reference", max_pixels=MAX_PIXELS),
+        np.asarray(_array(group, "frame")[:], np.int64),
+        np.asarray(_array(group, "time")[:], np.float64),
+        int(str(group.attrs["width"])),
+        int(str(group.attrs["height"])),
+    )
+
+
 class StoredDepth:
     """DepthSequence over a `dense_depth` or `aligned_depth` generation; cache_bytes is shared by its three arrays."""
 
-    def __init__(self, group: zarr.Group, cache_bytes: int) -> None:
+    def __init__(self, group: zarr.Group, cache_bytes: int = CACHE_BYTES) -> None:
         self._z_depth, self._confidence, self._measured = (
             RowCache(_array(group, name), cache_bytes * share // 4) for name, share in (("z_depth", 2), ("confidence", 1), ("measured", 1))
         )

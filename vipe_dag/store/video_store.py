@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from vipe_dag.errors import StoreError, VipeDagError
 from vipe_dag.schema import ASSETS, CONVENTIONS, SHARD_FRAMES, asset_schema, nearest
 from vipe_dag.sequence import DepthSequence, FrameSequence
-from vipe_dag.store.backend import Backend, LocalBackend, open_backend
+from vipe_dag.store.backend import Backend, LocalBackend, open_backend, storage_errors
 from vipe_dag.store.pointer import (
     COMMIT,
     POINTER,
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     import zarr
 
     from vipe_dag.store.writer import Generation
-
-CACHE_BYTES = 256 * 2**20
-"""Default bound of the decoded rows that one sequence keeps."""
 
 SHARD_CHUNKS: Mapping[str, int] = {"frame": SHARD_FRAMES}
 
@@ -72,18 +69,20 @@ class VideoStore:
 
     def videos(self) -> list[str]:
         """Sorted ids of the videos that are registered or have an asset."""
-        names = (name for name in self._backend.children("") if _is_video_id(name))
-        return [name for name in names if {SOURCE, *ASSETS}.intersection(self._backend.children(name))]
+        with storage_errors(self.root):
+            names = (name for name in self._backend.children("") if _is_video_id(name))
+            return [name for name in names if {SOURCE, *ASSETS}.intersection(self._backend.children(name))]
 
     def register(self, source: SourceRecord) -> None:
         """Remembers where a video comes from; replaces an earlier record of that id."""
         content = (source.model_dump_json(indent=2) + "\n").encode()
-        self._backend.update(f"{valid_video_id(source.video_id)}/{SOURCE}", lambda _: content)
+        with storage_errors(source.video_id):
+            self._backend.update(f"{valid_video_id(source.video_id)}/{SOURCE}", lambda _: content)
 
     def source(self, video_id: str) -> SourceRecord:
         """The registered source. Raises StoreError for a video that is not registered."""
         key = f"{valid_video_id(video_id)}/{SOURCE}"
-        content = self._backend.read(key)
+        content = self._read(key)
         if content is None:
             raise self._no_such_video(video_id)
         try:
@@ -97,7 +96,7 @@ class VideoStore:
     def current(self, video_id: str, asset: str) -> Pointer | None:
         """The current generation, or None. Raises StoreError when the pointer is unreadable."""
         key = f"{asset_key(video_id, asset)}/{POINTER}"
-        content = self._backend.read(key)
+        content = self._read(key)
         return None if content is None else parse_pointer(content, self._backend.url(key))
 
     def generations(self, video_id: str, asset: str) -> list[Pointer]:
@@ -143,7 +142,7 @@ class VideoStore:
 
         key, name = asset_key(video_id, asset), new_generation(fingerprint)
         where = f"{video_id}, {asset}"
-        seen = self._backend.read(f"{key}/{POINTER}")
+        seen = self._read(f"{key}/{POINTER}")
         try:
             writer = Generation(self._backend, f"{key}/{name}", where, asset_schema(asset), sizes or {})
             yield writer
@@ -174,10 +173,11 @@ class VideoStore:
 
         self._flip(pointer, not_overtaken)
 
-    def _flip(self, pointer: Pointer, allowed: Any) -> None:
+    def _flip(self, pointer: Pointer, allowed: Callable[[bytes | None], bool]) -> None:
         content = _pointer_bytes(pointer)
         key = f"{asset_key(pointer.video_id, pointer.asset)}/{POINTER}"
-        self._backend.update(key, lambda current: content if allowed(current) else None)
+        with storage_errors(f"{pointer.video_id}, {pointer.asset}"):
+            self._backend.update(key, lambda current: content if allowed(current) else None)
 
     # Reading
 
@@ -207,28 +207,21 @@ class VideoStore:
             raise self._lost(pointer)
         return open_dataset(self._zarr(pointer), asset, chunks)
 
-    def frames(self, video_id: str, fingerprint: str | None = None, cache_bytes: int = CACHE_BYTES) -> FrameSequence:
-        """The frames of a video, row by row; at most cache_bytes of decoded rows are kept.
+    def frames(self, video_id: str, fingerprint: str | None = None) -> FrameSequence:
+        """The frames of a video, row by row, with a bounded cache of decoded rows.
 
         Of the profile `reference` the source is decoded on demand. Raises SourceError when it is gone or changed.
         """
-        from vipe_dag.store.reader import StoredFrames
+        from vipe_dag.store.reader import StoredFrames, decoded_frames
 
         group = self.group(video_id, "frames", fingerprint)
-        if "rgb" in group:
-            return StoredFrames(group, cache_bytes)
-        return self._decoded(video_id, group, cache_bytes)
+        return StoredFrames(group) if "rgb" in group else decoded_frames(group)
 
-    def _decoded(self, video_id: str, group: zarr.Group, cache_bytes: int) -> FrameSequence:
-        raise NotImplementedError
-
-    def depth(
-        self, video_id: str, asset: str = "dense_depth", fingerprint: str | None = None, cache_bytes: int = CACHE_BYTES
-    ) -> DepthSequence:
-        """The depth of `dense_depth` or `aligned_depth`, row by row; at most cache_bytes of decoded rows are kept."""
+    def depth(self, video_id: str, asset: str = "dense_depth", fingerprint: str | None = None) -> DepthSequence:
+        """The depth of `dense_depth` or `aligned_depth`, row by row, with a bounded cache of decoded rows."""
         from vipe_dag.store.reader import StoredDepth
 
-        return StoredDepth(self.group(video_id, asset, fingerprint), cache_bytes)
+        return StoredDepth(self.group(video_id, asset, fingerprint))
 
     # Upkeep
 
@@ -265,6 +258,10 @@ class VideoStore:
 
     # Inside
 
+    def _read(self, key: str) -> bytes | None:
+        with storage_errors(self._backend.url(key)):
+            return self._backend.read(key)
+
     def _generation_names(self, video_id: str, asset: str) -> list[str]:
         return [name for name in self._backend.children(asset_key(video_id, asset)) if generation_fingerprint(name)]
 
@@ -273,7 +270,7 @@ class VideoStore:
 
     def _complete(self, video_id: str, asset: str, generation: str) -> Pointer | None:
         """A generation's own commit record; None unless it was written to its end."""
-        content = self._backend.read(f"{asset_key(video_id, asset)}/{generation}/zarr.json")
+        content = self._read(f"{asset_key(video_id, asset)}/{generation}/zarr.json")
         if content is None:
             return None
         try:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vipe_dag.codecs import zarr_codecs
 from vipe_dag.errors import StoreError
 from vipe_dag.schema import CONVENTIONS, RESERVED_ATTRIBUTES, SHARD_FRAMES, AssetSchema, Found, Variable, problems, value_problems
-from vipe_dag.store.backend import Backend
+from vipe_dag.store.backend import Backend, storage_errors
 from vipe_dag.store.pointer import COMMIT, Pointer
 
 
@@ -29,7 +29,8 @@ class Generation:
         self._whole: dict[str, NDArray[Any]] = {}
         self._attrs: dict[str, Any] = {}
         self._checks: tuple[dict[str, Any], ...] = ()
-        self._group = zarr.create_group(store=backend.zarr(key, read_only=False), zarr_format=3)
+        with storage_errors(where):
+            self._group = zarr.create_group(store=backend.zarr(key, read_only=False), zarr_format=3)
 
     def append(self, block: Mapping[str, Any]) -> None:
         """Adds rows along `frame`: arrays by variable name, all of one length n >= 0. Images leave memory shard by shard.
@@ -47,7 +48,8 @@ class Generation:
             if rows.ndim != len(variable.dims):
                 raise StoreError(f"{self._where}: {name} must have dimensions {variable.dims}, found shape {rows.shape}")
             lengths[name] = len(rows)
-            self._append_rows(variable, rows)
+            with storage_errors(self._where):
+                self._append_rows(variable, rows)
         if len(set(lengths.values())) > 1:
             raise StoreError(f"{self._where}: a block must have one length along frame, found {lengths}")
 
@@ -112,20 +114,22 @@ class Generation:
             faults = value_problems(small)
         if faults:
             raise StoreError(f"{self._where}: not committed, the data breaks the schema:\n  " + "\n  ".join(faults))
-        for sharded in self._shards.values():
-            sharded.close()
-        for name, array in small.items():
-            self._write_small(self._schema.variable(name, self._where), array)
-        self._backend.sync(self._key)
-        return sum(size for size, _ in self._backend.objects(self._key).values()), self._checks
+        with storage_errors(self._where):
+            for sharded in self._shards.values():
+                sharded.close()
+            for name, array in small.items():
+                self._write_small(self._schema.variable(name, self._where), array)
+            self._backend.sync(self._key)
+            return sum(size for size, _ in self._backend.objects(self._key).values()), self._checks
 
     def mark_complete(self, pointer: Pointer) -> None:
         """The last write of a generation: attributes with its commit record, and consolidated metadata."""
         coordinates = {"coordinates": "time"} if "time" in self._group else {}
         described = {"Conventions": CONVENTIONS, "video_id": pointer.video_id, "asset": pointer.asset, **coordinates}
-        self._group.attrs.put({**described, **self._attrs, COMMIT: pointer.model_dump(mode="json")})
-        zarr.consolidate_metadata(self._group.store, zarr_format=3)
-        self._backend.sync(self._key)
+        with storage_errors(self._where):
+            self._group.attrs.put({**described, **self._attrs, COMMIT: pointer.model_dump(mode="json")})
+            zarr.consolidate_metadata(self._group.store, zarr_format=3)
+            self._backend.sync(self._key)
 
     def _found(self, name: str, shape: tuple[int, ...]) -> Found:
         variable = self._schema.variable(name, self._where)
