@@ -1,5 +1,0 @@
-"""Transitional home of SourceRecord."""
-
-from vipe_dag.video.records import SourceRecord
-
-__all__ = ["SourceRecord"]
