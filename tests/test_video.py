@@ -364,7 +364,9 @@ class TestIdentity:
 
 
 def test_importing_the_records_loads_no_decoder() -> None:
-    code = "import sys, vipe_dag.video, vipe_dag.calibration; print([m for m in ('av', 'cv2', 'torch', 'PIL', 'dagster') if m in sys.modules])"
+    code = (
+        "import sys, vipe_dag.video, vipe_dag.calibration; print([m for m in ('av', 'cv2', 'torch', 'PIL', 'dagster') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

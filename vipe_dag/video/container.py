@@ -57,6 +57,7 @@ class OpenVideo:
         self.place = place
         self.max_pixels = min(max_pixels, PROBE_MAX_PIXELS)
         self._stack = ExitStack()
+        self._feed: _Feed | None = None
         try:
             self.container = self._open()
             self.format = str(self.container.format.name).split(",")[0]
@@ -103,6 +104,11 @@ class OpenVideo:
             return max(self.start, Fraction(0)) + Fraction(self.container.duration, 1_000_000), False
         return None
 
+    def check_reading(self) -> None:
+        """Raises SourceError when the bytes ended because they could not be read: that is not the end of the video."""
+        if self._feed is not None and self._feed.failure is not None:
+            raise self._feed.failure
+
     def shape(self, picture: Any) -> Shape:
         """The shape that a decoded picture has."""
         rotation, mirrored = _orientation(picture)
@@ -115,14 +121,14 @@ class OpenVideo:
 
         if self.place.size() == 0:
             raise SourceError(f"{self.place}: the file is empty; copy or record it again")
-        file: Any = f"file:{self.place.path}"
         if self.place.local:
             self.place.open().close()
         else:
-            file = self._stack.enter_context(_reachable(self.place))
+            self._feed = _Feed(self._stack.enter_context(_reachable(self.place)))
         try:
-            return self._stack.enter_context(av.open(file, options={"format_whitelist": _FORMATS}))
+            return self._stack.enter_context(av.open(self._feed or f"file:{self.place.path}", options={"format_whitelist": _FORMATS}))
         except av.error.FFmpegError as error:
+            self.check_reading()
             raise SourceError(f"{self.place}: {_why_not_video(self.place)}") from error
 
     def _video_stream(self) -> Any:
@@ -142,6 +148,22 @@ class OpenVideo:
                 f"{self.place}: {width}x{height} pixels exceed frames.max_pixels = {self.max_pixels}; scale it down or raise the limit"
             )
         return stream
+
+
+class _Feed:
+    """Bytes for the decoder. It takes errors for noise and goes on, so a failure is kept here and looks to it like the end of the file."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.failure: SourceError | None = None
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        try:
+            return b"" if self.failure else bytes(self._stream.read(size))
+        except SourceError as error:
+            self.failure = error
+            return b""
 
 
 @contextmanager

@@ -100,6 +100,7 @@ class _Packets:
             read += 1
             self._clock.packet(None if packet.dts is None else packet.dts * self._opened.unit)
             yield packet
+        self._opened.check_reading()
         self.cut = self.cut or read < indexed
         yield None
 

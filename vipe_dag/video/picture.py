@@ -15,6 +15,8 @@ PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
 _ORIENTATION, _FOCAL_35MM, _EXIF_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x0112, 0xA405, 0x8769, 0xA002, 0xA003
 _BITS_PER_SAMPLE = 258
+_WITH_EXIF = ("JPEG", "MPO", "WEBP", "TIFF")
+"""Formats whose EXIF is read. Both decoders turn a TIFF upright themselves."""
 _DEPTHS = (8, 10, 12, 14, 16)
 _TURNS = {1: (0, False), 2: (0, True), 3: (180, False), 4: (180, True), 5: (270, True), 6: (90, False), 7: (90, True), 8: (270, False)}
 """EXIF orientation -> degrees clockwise to turn after an optional left-right flip."""
@@ -39,8 +41,8 @@ def read_header(content: bytes, origin: object, max_pixels: int) -> PictureHeade
         width, height = image.size
         if width * height > max_pixels:
             raise SourceError(f"{origin}: {width}x{height} pixels exceed frames.max_pixels = {max_pixels}; scale down or raise it")
-        exif = image.getexif()
-        rotation, mirrored = _TURNS.get(exif.get(_ORIENTATION, 1), (0, False))
+        exif = image.getexif() if image.format in _WITH_EXIF else {}
+        rotation, mirrored = _TURNS.get(exif.get(_ORIENTATION, 1), (0, False)) if image.format != "TIFF" else (0, False)
         if rotation % 180:
             width, height = height, width
         return PictureHeader(width, height, str(image.format), rotation, mirrored, _is_deep(image, content), _focal_35mm(exif, image.size))
@@ -130,6 +132,8 @@ def _deep_samples(content: bytes, origin: object) -> NDArray[np.uint16]:
 
 def _focal_35mm(exif: Any, size: tuple[int, int]) -> float | None:
     """FocalLengthIn35mmFilm in mm; None when absent, zero, or when EXIF says that the picture was cropped since."""
+    if not exif:
+        return None
     fields = exif.get_ifd(_EXIF_IFD)
     try:
         focal = float(fields.get(_FOCAL_35MM, 0))

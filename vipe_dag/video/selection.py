@@ -48,13 +48,9 @@ class Selection:
             self._first_taken = time
         self._taken += 1
         if self._taken > self._limits.max_frames:
-            raise SourceError(
-                f"{self._origin}: more than frames.max_frames = {self._limits.max_frames} frames; select a part or raise it"
-            )
+            raise SourceError(f"{self._origin}: more than frames.max_frames = {self._limits.max_frames} frames; select a part or raise it")
         if time - self._first_taken > self._limits.max_seconds:
-            raise SourceError(
-                f"{self._origin}: longer than frames.max_seconds = {self._limits.max_seconds:g} s; select a part or raise it"
-            )
+            raise SourceError(f"{self._origin}: longer than frames.max_seconds = {self._limits.max_seconds:g} s; select a part or raise it")
 
     def _since_first(self, time: float) -> float:
         if self._zero is None:

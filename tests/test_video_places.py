@@ -1,0 +1,410 @@
+"""Sources that are not one local video: picture folders, URLs, folders of videos; and how a source is named in a store."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from video_files import card, corners_of, number_on, write_pictures, write_video
+
+from vipe_dag.calibration import Calibration
+from vipe_dag.errors import ConfigError, SourceError
+from vipe_dag.video import NOMINAL_FPS, Clip, SourceRecord, expand_sources, make_video_id, open_source, validate_video_id
+
+
+def numbers(uri: str | Path, clip: Clip | None = None) -> list[int]:
+    return [number_on(frame.rgb) for frame in open_source(str(uri)).iterate(clip or Clip())]
+
+
+def refusal(uri: str | Path) -> str:
+    with pytest.raises(SourceError) as caught:
+        list(open_source(str(uri)).iterate())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class TestPictureFolder:
+    def test_is_read_in_natural_order(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path, ["img1.png", "img2.png", "img10.png"])
+        assert numbers(tmp_path) == [0, 1, 2]
+
+    @pytest.mark.parametrize("ending", ["jpg", "JPG", "jpeg", "png", "tif", "tiff", "bmp", "webp"])
+    def test_may_hold_any_common_kind(self, tmp_path: Path, ending: str) -> None:
+        write_pictures(tmp_path, [f"{n}.{ending}" for n in range(3)])
+        assert numbers(tmp_path) == [0, 1, 2]
+
+    def test_without_times_has_nominal_ones_and_says_so(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path, ["a.png", "b.png", "c.png"])
+        source = open_source(str(tmp_path))
+        stream = source.iterate()
+        assert [frame.time for frame in stream] == [n / NOMINAL_FPS for n in range(3)]
+        assert stream.flags == ("nominal_times",)
+        assert source.probe().nominal_times
+
+    def test_ignores_other_and_hidden_files(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path, ["a.png", "b.png", ".c.png"])
+        (tmp_path / "notes.txt").write_text("x")
+        assert numbers(tmp_path) == [0, 1]
+
+    def test_may_be_the_dataset_folder_above(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path / "walk" / "rgb", ["a.png", "b.png"])
+        above, inside = open_source(str(tmp_path / "walk")), open_source(str(tmp_path / "walk" / "rgb"))
+        assert above.name == inside.name == "walk"
+        assert above.digest == inside.digest
+
+    def test_applies_the_orientation_that_a_camera_noted(self, tmp_path: Path) -> None:
+        from PIL import Image
+
+        for name in ("a.jpg", "b.jpg"):
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            Image.fromarray(card(0)).save(tmp_path / name, exif=exif, quality=100, subsampling=0)
+        source = open_source(str(tmp_path))
+        frame = next(source.iterate())
+        assert corners_of(frame.rgb) == ["blue", "red", "white", "green"]
+        info = source.probe()
+        assert (info.width, info.height, info.rotation) == (48, 64, 90)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("kind", ["jpg", "tif"])
+    def test_orients_as_pillow_does(self, tmp_path: Path, orientation: int, kind: str) -> None:
+        from PIL import Image, ImageOps
+
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for name in ("a", "b"):
+            Image.fromarray(card(5)).save(tmp_path / f"{name}.{kind}", exif=exif)
+        wanted = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / f"a.{kind}")))
+        np.testing.assert_array_equal(next(open_source(str(tmp_path)).iterate()).rgb, wanted)
+
+    @pytest.mark.parametrize("kind", ["png", "tif"])
+    @pytest.mark.parametrize("colour", [False, True])
+    @pytest.mark.parametrize("bits", [10, 12, 16])
+    def test_scales_deep_samples_by_one_factor(self, tmp_path: Path, kind: str, colour: bool, bits: int) -> None:
+        import cv2
+
+        ramp = np.linspace(0, (1 << bits) - 1, 64 * 48).round().astype(np.uint16).reshape(48, 64)
+        picture = np.stack([ramp, ramp // 2, ramp // 4], axis=-1) if colour else ramp
+        for name in ("a", "b"):
+            cv2.imwrite(str(tmp_path / f"{name}.{kind}"), picture[..., ::-1] if colour else picture)
+        rgb = next(open_source(str(tmp_path)).iterate()).rgb
+        wanted = picture * (255 / ((1 << bits) - 1))
+        np.testing.assert_allclose(rgb, wanted if colour else np.repeat(wanted[..., None], 3, axis=-1), atol=0.51)
+        assert open_source(str(tmp_path)).probe().bit_depth == 16
+
+    def test_takes_grey_palette_and_transparent_pictures(self, tmp_path: Path) -> None:
+        from PIL import Image
+
+        picture = Image.fromarray(card(3))
+        for number, mode in enumerate(["L", "P", "RGBA", "1", "LA"]):
+            picture.convert(mode).save(tmp_path / f"{number}.png")
+        assert numbers(tmp_path) == [3] * 5
+
+    def test_gives_clips(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path, [f"{n}.png" for n in range(30)])
+        assert numbers(tmp_path, Clip(0.2, 0.8, 4)) == [6, 10, 14, 18, 22]
+
+    def test_reads_single_frames(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path, [f"{n}.png" for n in range(5)])
+        source = open_source(str(tmp_path))
+        frames = list(source.iterate(size=(32, 24)))
+        np.testing.assert_array_equal(source.reader((32, 24)).read(3, frames[3].time).rgb, frames[3].rgb)
+
+    def test_refuses_a_folder_without_pictures(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("x")
+        assert "no pictures in this folder" in refusal(tmp_path)
+
+    def test_refuses_one_picture(self, tmp_path: Path) -> None:
+        assert "at least 2 frames" in refusal(write_pictures(tmp_path, ["a.png"]))
+
+    def test_refuses_mixed_sizes_naming_both(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path, ["a.png", "b.png"])
+        write_pictures(tmp_path / "other", ["c.png"], size=(80, 48))
+        shutil.move(tmp_path / "other" / "c.png", tmp_path / "c.png")
+        assert "c.png: 80x48, but a.png is 64x48" in refusal(tmp_path)
+
+    @pytest.mark.parametrize("kind", ["jpg", "png", "tif", "bmp"])
+    def test_refuses_a_damaged_picture_naming_it(self, tmp_path: Path, kind: str) -> None:
+        write_pictures(tmp_path, [f"{n}.{kind}" for n in range(3)])
+        damaged = tmp_path / f"1.{kind}"
+        damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+        assert f"1.{kind}" in refusal(tmp_path)
+
+    def test_refuses_text_named_png(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path, ["a.png", "b.png"])
+        (tmp_path / "b.png").write_text("hello")
+        assert "b.png: not a picture" in refusal(tmp_path)
+
+    def test_the_digest_changes_with_content_names_and_times(self, tmp_path: Path) -> None:
+        digests = set()
+        for names, times in (("ab", None), ("ac", None), ("ab", "0 a.png\n1 b.png\n"), ("ab", "0 a.png\n2 b.png\n")):
+            folder = write_pictures(tmp_path / str(len(digests)), [f"{name}.png" for name in names])
+            if times:
+                (folder / "rgb.txt").write_text(times)
+            digests.add(open_source(str(folder)).digest)
+        assert len(digests) == 4
+
+
+class TestTimesFile:
+    @pytest.fixture
+    def dataset(self, tmp_path: Path) -> Path:
+        write_pictures(tmp_path / "walk" / "rgb", ["a.png", "b.png", "c.png"])
+        (tmp_path / "walk" / "rgb.txt").write_text("# timestamp file\n10.5 rgb/c.png\n11.25 rgb/a.png\n\n12 rgb/b.png\n")
+        return tmp_path / "walk"
+
+    @pytest.mark.parametrize("inner", ["", "rgb"])
+    def test_gives_order_and_times(self, dataset: Path, inner: str) -> None:
+        stream = open_source(str(dataset / inner)).iterate()
+        assert [(number_on(frame.rgb), frame.time) for frame in stream] == [(2, 10.5), (0, 11.25), (1, 12.0)]
+        assert stream.flags == ()
+
+    def test_may_lie_beside_the_pictures(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path, ["a.png", "b.png"])
+        (tmp_path / "rgb.txt").write_text("1 b.png\n2 a.png\n")
+        assert numbers(tmp_path) == [1, 0]
+
+    def test_has_no_say_over_other_folders(self, dataset: Path) -> None:
+        write_pictures(dataset / "mask", ["a.png", "b.png"])
+        assert open_source(str(dataset / "mask")).probe().nominal_times
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            ("nan rgb/a.png", "line 2: 'nan' is not a time"),
+            ("soon rgb/a.png", "line 2: 'soon' is not a time"),
+            ("0.5 rgb/a.png", "line 2: 0.5 s does not come after 1 s"),
+            ("2 rgb/gone.png", "names gone.png, which is missing"),
+            ("2 ../../secret.png", "line 2: expected `seconds file` with a picture inside the folder"),
+            ("2 /etc/secret.png", "line 2: expected `seconds file` with a picture inside the folder"),
+            ("2", "line 2: expected `seconds file`"),
+        ],
+    )
+    def test_is_refused_with_the_line_when_wrong(self, dataset: Path, line: str, said: str) -> None:
+        (dataset / "rgb.txt").write_text(f"1 rgb/b.png\n{line}\n3 rgb/c.png\n")
+        assert said in refusal(dataset)
+
+
+class _Parts(BaseHTTPRequestHandler):
+    """A server that sends parts of files, as object stores and media servers do."""
+
+    folder: Path
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        path = self.folder / unquote(self.path.partition("?")[0]).lstrip("/")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        wanted = self.headers.get("Range")
+        if wanted:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, stop = int(first), min(int(last or len(content) - 1), len(content) - 1)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{stop}/{len(content)}")
+            content = content[start : stop + 1]
+        else:
+            self.send_response(200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class _Whole(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(params=["parts", "whole"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Base URL of a web server on loopback over tmp_path: one that sends parts of files, one that sends whole files only."""
+    handler = type("Parts", (_Parts,), {"folder": tmp_path}) if request.param == "parts" else partial(_Whole, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{web.server_address[1]}"
+        web.shutdown()
+        thread.join()
+
+
+class TestWeb:
+    @pytest.mark.parametrize("faststart", [True, False])
+    def test_a_video_is_the_same_as_on_disk(self, server: str, tmp_path: Path, faststart: bool) -> None:
+        path = write_video(tmp_path / "my clip.mp4", 12, faststart=faststart, sound=True)
+        there, here = open_source(f"{server}/my%20clip.mp4"), open_source(str(path))
+        assert [frame.time for frame in there.iterate()] == [frame.time for frame in here.iterate()]
+        assert numbers(f"{server}/my%20clip.mp4") == list(range(12))
+        assert (there.digest, there.name) == (here.digest, "my clip")
+
+    def test_a_missing_video_is_refused(self, server: str) -> None:
+        assert "no such file" in refusal(f"{server}/nothing.mp4")
+
+    def test_credentials_and_queries_are_not_repeated(self, server: str) -> None:
+        said = refusal(server.replace("http://", "http://me:secret@") + "/nothing.mp4?token=secret")
+        assert "secret" not in said
+
+    def test_a_server_that_is_not_there_is_refused(self) -> None:
+        assert "http://127.0.0.1:9/v.mp4" in refusal("http://127.0.0.1:9/v.mp4")
+
+
+class TestAnyFileSystem:
+    @pytest.fixture
+    def memory(self) -> Iterator[str]:
+        import fsspec
+
+        fs = fsspec.filesystem("memory")
+        yield "memory://clips"
+        fs.rm("/clips", recursive=True)
+
+    def put(self, path: Path, uri: str) -> None:
+        import fsspec
+
+        with fsspec.open(uri, "wb") as stream:
+            stream.write(path.read_bytes())
+
+    def test_a_video_in_memory_is_read(self, memory: str, tmp_path: Path) -> None:
+        self.put(write_video(tmp_path / "v.mp4", 12), f"{memory}/v.mp4")
+        assert numbers(f"{memory}/v.mp4") == list(range(12))
+        assert [numbers(uri) for uri in expand_sources([memory])] == [list(range(12))]
+
+    def test_a_folder_in_memory_is_read(self, memory: str, tmp_path: Path) -> None:
+        folder = write_pictures(tmp_path / "walk", ["a.png", "b.png"])
+        for path in folder.iterdir():
+            self.put(path, f"{memory}/walk/rgb/{path.name}")
+        (tmp_path / "rgb.txt").write_text("1 rgb/b.png\n2 rgb/a.png\n")
+        self.put(tmp_path / "rgb.txt", f"{memory}/walk/rgb.txt")
+        assert numbers(f"{memory}/walk") == [1, 0]
+        assert expand_sources([f"{memory}/walk"])[0].endswith("clips/walk")
+
+    def test_a_lost_connection_is_not_a_truncated_video(self, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from fsspec.implementations.memory import MemoryFile
+
+        path = write_video(tmp_path / "v.avi", 60, size=(320, 240), codec="rawvideo")
+        self.put(path, f"{memory}/v.avi")
+        read = MemoryFile.read
+
+        def lost(file: MemoryFile, size: int = -1) -> bytes:
+            if file.tell() > path.stat().st_size // 2:
+                raise ConnectionResetError("peer went away")
+            return read(file, size)
+
+        monkeypatch.setattr(MemoryFile, "read", lost)
+        with pytest.raises(SourceError, match="peer went away"):
+            list(open_source(f"{memory}/v.avi").iterate())
+
+    def test_an_unknown_protocol_is_refused(self) -> None:
+        assert "cannot open this kind of URL" in refusal("gopher://host/v.mp4")
+
+
+class TestExpand:
+    def test_a_folder_of_videos_gives_each(self, tmp_path: Path) -> None:
+        for name in ("v10.mp4", "v2.mp4", ".v3.mp4", "notes.txt"):
+            (tmp_path / name).write_bytes(b"x")
+        assert expand_sources([str(tmp_path)]) == [str(tmp_path / "v2.mp4"), str(tmp_path / "v10.mp4")]
+
+    def test_a_folder_of_pictures_gives_itself(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path / "walk" / "rgb", ["a.png", "b.png"])
+        assert expand_sources([str(tmp_path / "walk")]) == [str(tmp_path / "walk")]
+
+    def test_what_is_named_twice_is_taken_once(self, tmp_path: Path) -> None:
+        (tmp_path / "v.mp4").write_bytes(b"x")
+        assert expand_sources([str(tmp_path), str(tmp_path / "v.mp4")]) == [str(tmp_path / "v.mp4")]
+
+    def test_a_folder_of_neither_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(SourceError, match="neither video files nor pictures"):
+            expand_sources([str(tmp_path)])
+
+    def test_a_missing_file_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(SourceError, match="no such file"):
+            expand_sources([str(tmp_path / "gone.mp4")])
+
+    def test_a_folder_of_videos_is_no_single_source(self, tmp_path: Path) -> None:
+        (tmp_path / "v.mp4").write_bytes(b"x")
+        assert "a folder of 1 video files" in refusal(tmp_path)
+
+
+class _Named:
+    def __init__(self, name: str) -> None:
+        self.name, self.uri, self.digest = name, f"/videos/{name}", "0123456789abcdef" * 2
+
+
+class TestVideoId:
+    @pytest.mark.parametrize(
+        ("name", "video_id"),
+        [
+            ("kitti_seq2", "kitti_seq2-01234567"),
+            ("My clip (1)", "My-clip-1-01234567"),
+            ("café", "cafe-01234567"),
+            ("映像", "video-01234567"),
+            ("../../etc/passwd", "etc-passwd-01234567"),
+            ("_current", "current-01234567"),
+        ],
+    )
+    def test_is_a_readable_stem_and_eight_digits(self, name: str, video_id: str) -> None:
+        assert make_video_id(_Named(name)) == video_id
+
+    @given(st.text(max_size=300))
+    def test_of_any_name_is_safe(self, name: str) -> None:
+        assert validate_video_id(make_video_id(_Named(name)))
+
+    @pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "a\\b", "_source", "-x", "a b", "é", "a.yaml", "a\n", "x" * 101])
+    def test_is_refused_when_unsafe(self, bad: str) -> None:
+        with pytest.raises(ConfigError, match="video id"):
+            validate_video_id(bad)
+
+
+class TestRecord:
+    def test_survives_json(self) -> None:
+        camera = Calibration("brown", np.array([500.0, 501, 320, 240, 0.1, -0.2, 0, 0, 0.3]), 640, 480)
+        record = SourceRecord.of(_Named("walk"), Clip(1.0, 2.5, 2), camera)
+        again = SourceRecord.model_validate_json(record.model_dump_json())
+        assert again == record
+        assert again.clip == Clip(1.0, 2.5, 2)
+        assert again.calibration.to_json() == camera.to_json()
+
+    def test_names_a_given_calibration_by_its_content(self) -> None:
+        cameras = [Calibration("pinhole", np.array([f, f, 320, 240, 0, 0, 0, 0, 0.0]), 640, 480) for f in (500.0, 500.0, 501.0)]
+        digests = [SourceRecord.of(_Named("walk"), given=camera).given_intrinsics_digest for camera in cameras]
+        assert digests[0] == digests[1] != digests[2]
+        assert SourceRecord.of(_Named("walk")).given_intrinsics_digest is None
+
+    @pytest.mark.parametrize("bad", [{"video_id": "../x"}, {"stride": 0}, {"start": -1.0}, {"given_intrinsics": {"fx": float("nan")}}])
+    def test_is_never_unusable(self, bad: dict) -> None:
+        fields = {"video_id": "walk", "uri": "/v.mp4", "digest": "ab" * 16}
+        with pytest.raises((ConfigError, SourceError)):
+            SourceRecord(**(fields | bad))
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "size"),
+    [
+        ("kitti_seq2", 51, (1241, 376)),
+        ("euroc_v101_micro", 74, (752, 480)),
+        ("fox_phone", 50, (540, 960)),
+        ("davis_tennis", 70, (448, 256)),
+    ],
+)
+def test_real_datasets_are_read_by_their_folder_or_its_pictures(real_clips: Path, name: str, frames: int, size: tuple[int, int]) -> None:
+    for folder in (real_clips / name, real_clips / name / "rgb"):
+        source = open_source(str(folder))
+        info = source.probe()
+        assert (info.frame_count, (info.width, info.height), source.name) == (frames, size, name)
