@@ -51,6 +51,16 @@ class Check:
         return {"name": self.name, "passed": self.passed, "blocking": self.blocking, "message": self.message, "numbers": numbers}
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage saw while writing: counts, numbers with units in their names, flags of the data contract, checks."""
+
+    counts: Mapping[str, int]
+    numbers: Mapping[str, float]
+    flags: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+
 CHECKS: tuple[CheckSpec, ...] = (
     CheckSpec("frames", "timestamps_monotonic", True, "Timestamps are finite and strictly increasing."),
     CheckSpec("frames", "complete", False, "The source was decoded to its end."),

@@ -8,14 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from vipe_dag.checks import Check, failed_blocking
+from vipe_dag.checks import Check, Outcome, failed_blocking
 from vipe_dag.config import PipelineConfig
 from vipe_dag.errors import EstimationError, StoreError
 from vipe_dag.graph import STAGES, SourceIdentity, fingerprints, stage, upstream
 from vipe_dag.memory import PeakMemory
 
 if TYPE_CHECKING:
-    from vipe_dag.stage_runs import Outcome, Progress
+    from vipe_dag.stage_runs import Progress
     from vipe_dag.store import VideoStore
 
 Status = Literal["computed", "current", "flipped"]
@@ -159,8 +159,6 @@ def _is_current(store: VideoStore, video_id: str, name: str, fingerprint: str) -
 
 
 def _stored_report(store: VideoStore, video_id: str, name: str, status: Status, started: float) -> StageReport:
-    from vipe_dag.stage_runs import Outcome
-
     pointer = store.current(video_id, name)
     assert pointer is not None
     attributes = store.group(video_id, name).attrs.asdict()

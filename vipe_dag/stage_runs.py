@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from vipe_dag import result_arrays, verdicts
-from vipe_dag.checks import Check
+from vipe_dag.checks import Outcome
 from vipe_dag.config import PipelineConfig
 from vipe_dag.errors import SourceError
 from vipe_dag.results import AlignedBlock, BaPoses, DepthBlock
@@ -25,16 +25,6 @@ from vipe_dag.video import Clip, SourceInfo, SourceRecord
 
 Progress = Callable[[str, int, int | None], None]
 """progress(stage, done, total): steps done (mostly rows), of total, None when that is not known beforehand."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a stage saw while writing: counts, numbers with units in their names, flags of the data contract, checks."""
-
-    counts: Mapping[str, int]
-    numbers: Mapping[str, float]
-    flags: tuple[str, ...]
-    checks: tuple[Check, ...]
 
 
 @dataclass
@@ -94,9 +84,8 @@ def run_frames(run: StageRun) -> Outcome:
     writer.attrs({**facts, "profile": run.config.frames.profile, "declared_frame_count": declared})
     seconds = float(time[-1] - time[0])
     numbers = {"clip_seconds": seconds, "fps": (len(time) - 1) / seconds if seconds > 0 else float("nan")}
-    return Outcome(
-        {"frames": len(time), "width": info.width, "height": info.height}, numbers, info.flags, verdicts.of_frames(time, info.flags)
-    )
+    counts = {"frames": len(time), "width": info.width, "height": info.height}
+    return Outcome(counts, numbers, info.flags, verdicts.of_frames(time, info.flags))
 
 
 def run_keyframes(run: StageRun) -> Outcome:

@@ -11,7 +11,7 @@ DEBUG_VARIABLE = "VIPE_DAG_DEBUG"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code. Errors raised on purpose become one line on standard error; $VIPE_DAG_DEBUG raises them."""
+    """Runs one command and returns its exit code. Errors raised on purpose become one line on standard error; $VIPE_DAG_DEBUG shows all."""
     from vipe_dag.cli.commands import app
     from vipe_dag.cli.terminal import fail
 

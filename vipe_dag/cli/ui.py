@@ -24,7 +24,7 @@ STOP_SECONDS = 15.0
 
 
 def serve(root: str, host: str, port: int) -> int:
-    """Serves until interrupted or until Dagster ends; returns the exit code. Raises ConfigError for a bad configuration, address or port."""
+    """Serves until interrupted or until Dagster ends; returns the exit code. Raises ConfigError for a bad configuration or port."""
     from vipe_dag.runner import prepare_book
 
     screen = console(sys.stdout)
