@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from video_files import card, corners_of, number_on, write_pictures, write_video
 
+from video_files import card, corners_of, number_on, write_pictures, write_video
 from vipe_dag.calibration import Calibration
 from vipe_dag.errors import ConfigError, SourceError
 from vipe_dag.video import NOMINAL_FPS, Clip, SourceRecord, expand_sources, make_video_id, open_source, validate_video_id
@@ -403,7 +403,7 @@ class TestRecord:
         ("davis_tennis", 70, (448, 256)),
     ],
 )
-def test_real_datasets_are_read_by_their_folder_or_its_pictures(real_clips: Path, name: str, frames: int, size: tuple[int, int]) -> None:
+def test_real_datasets_are_read_by_either_folder(real_clips: Path, name: str, frames: int, size: tuple[int, int]) -> None:
     for folder in (real_clips / name, real_clips / name / "rgb"):
         source = open_source(str(folder))
         info = source.probe()

@@ -1,4 +1,4 @@
-"""Small videos and picture folders for tests. Every frame carries its number in black and white bands, and red, green, blue, white corners."""
+"""Small videos and picture folders for tests. Every frame carries its number in black and white bands, and coloured corners."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CORNERS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white
 
 
 def card(number: int, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
-    """(height, width, 3) test card: corners red (top left), green (top right), blue (bottom left), white; bands with the bits of `number`."""
+    """(height, width, 3) test card: corners red (top left), green (top right), blue (bottom left), white; bands: the bits of `number`."""
     picture = np.zeros((height, width, 3), dtype=np.uint8)
     rows, columns = height // 4, width // 4
     picture[:rows, :columns], picture[:rows, -columns:] = CORNERS["red"], CORNERS["green"]
