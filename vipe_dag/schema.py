@@ -88,6 +88,7 @@ class Variable:
 
     @property
     def kind(self) -> str:
+        """NumPy's letter for the kind of dtype; `T` for text."""
         return "T" if self.dtype == "string" else np.dtype(self.dtype).kind
 
     def attributes(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Backend(Protocol):
         """Every object below a key: its size in bytes and when it was written, seconds since the epoch."""
 
     def sync(self, key: str) -> None:
-        """Makes everything below a key survive a power cut."""
+        """Makes an object, or everything below a key, survive a power cut."""
 
     def remove(self, key: str) -> None:
         """Removes an object, or everything below a key; nothing there is no error."""
@@ -137,13 +137,11 @@ class LocalBackend:
 
     def sync(self, key: str) -> None:
         top = self._directory / key
+        if top.is_file():
+            _fsync(top)
         for folder, _, names in os.walk(top):
             for name in names:
-                descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                _fsync(Path(folder, name))
             _fsync_directory(Path(folder))
         for parent in (top.parent, *(top.parent.parents)):
             _fsync_directory(parent)
@@ -281,8 +279,11 @@ def _written(info: dict[str, Any]) -> float:
 
 
 def _fsync_directory(path: Path) -> None:
-    if os.name == "nt":
-        return
+    if os.name != "nt":  # Windows has no directory handles to flush
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -129,7 +129,7 @@ class Generation:
         with storage_errors(self._where):
             self._group.attrs.put({**described, **self._attrs, COMMIT: pointer.model_dump(mode="json")})
             zarr.consolidate_metadata(self._group.store, zarr_format=3)
-            self._backend.sync(self._key)
+            self._backend.sync(f"{self._key}/zarr.json")
 
     def _found(self, name: str, shape: tuple[int, ...]) -> Found:
         variable = self._schema.variable(name, self._where)
