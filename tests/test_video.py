@@ -31,6 +31,16 @@ CONTAINERS = {
 }
 
 
+LONG = {
+    "closed groups": ("l.mp4", {"options": {"bf": "3", "g": "10"}}),
+    "open groups": ("l.mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none:bframes=3:keyint=10:open-gop=1"}}),
+    "one key frame": ("l.mp4", {"options": {"g": "999"}}),
+    "VP9": ("l.mp4", {"codec": "libvpx-vp9", "options": {"g": "20"}}),
+    "fragmented": ("l.mp4", {"options": {"g": "10"}, "faststart": False, "muxing": {"movflags": "frag_keyframe+empty_moov"}}),
+    "matroska": ("l.mkv", {"options": {"g": "10"}}),
+}
+
+
 @pytest.fixture(params=CONTAINERS, ids=list(CONTAINERS))
 def any_video(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     name, how = CONTAINERS[request.param]
@@ -196,6 +206,37 @@ class TestClip:
         assert [(f.index, f.time) for f in found] == [(f.index, f.time) for f in wanted]
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_array_equal(one.rgb, other.rgb)
+
+    @pytest.mark.parametrize("kind", LONG, ids=list(LONG))
+    def test_late_in_a_long_video_is_numbered_as_by_a_full_pass(self, tmp_path: Path, kind: str) -> None:
+        name, how = LONG[kind]
+        path = write_video(tmp_path / name, 130, fps=10, **how)
+        frames = frames_of(path)
+        for clip in (Clip(5.0, 6.0), Clip(7.35, None, 3), Clip(12.7)):
+            seconds = [round(frame.time - frames[0].time, 9) for frame in frames]
+            inside = [clip.start <= s and (clip.end is None or s < clip.end) for s in seconds]
+            wanted = [frame for frame, taken in zip(frames, inside, strict=True) if taken][:: clip.stride]
+            stream = open_source(str(path)).iterate(clip)
+            found = list(stream)
+            assert stream.flags == ()
+            assert [(f.index, f.time) for f in found] == [(f.index, f.time) for f in wanted]
+            assert numbers(found) == [f.index for f in wanted]
+
+    def test_late_in_a_long_video_is_not_decoded_from_the_start(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from vipe_dag.video import decoding
+
+        path = write_video(tmp_path / "l.mp4", 200, fps=10, options={"g": "10"})
+        decoded = []
+        monkeypatch.setattr(decoding, "_decoded", lambda *args, real=decoding._decoded: decoded.append(args) or real(*args))
+        assert [frame.index for frame in frames_of(path, Clip(18.0, 18.5))] == [180, 181, 182, 183, 184]
+        assert len(decoded) < 80
+
+    def test_in_the_part_that_was_cut_off_is_refused(self, tmp_path: Path) -> None:
+        whole = write_video(tmp_path / "l.mp4", 130, fps=10, options={"qp": "1", "g": "10"}).read_bytes()
+        path = tmp_path / "cut.mp4"
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(SourceError, match="at least 2 frames are needed"):
+            frames_of(path, Clip(12.0))
 
     def test_counts_seconds_from_the_first_frame(self, tmp_path: Path) -> None:
         path = write_video(tmp_path / "v.mkv", 5, times_ms=[10_000, 10_100, 10_200, 10_300, 10_400])

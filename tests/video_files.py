@@ -54,12 +54,13 @@ def write_video(
     sound: bool = False,
     options: dict[str, str] | None = None,
     format: str | None = None,
+    muxing: dict[str, str] | None = None,
 ) -> Path:
     """Frames numbered from 0 at `fps`, or at times_ms. `rotation` is counter-clockwise, as a phone held upright writes it."""
     import av
 
-    muxing = {"movflags": "faststart"} if faststart and path.suffix in (".mp4", ".mov") else {}
-    with av.open(str(path), "w", options=muxing, format=format) as container:
+    in_front = {"movflags": "faststart"} if faststart and path.suffix in (".mp4", ".mov") else {}
+    with av.open(str(path), "w", options=muxing or in_front, format=format) as container:
         stream = container.add_stream(codec, rate=fps, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = Fraction(1, 1000) if times_ms else Fraction(1, fps)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -52,19 +53,18 @@ class Converter:
             )
 
 
-def pictures(opened: OpenVideo, stream: FrameStream) -> Iterator[tuple[Any, float]]:
-    """Every picture that can be decoded, with its time, in presentation order; notes on `stream` what is missing, damaged or repaired.
+def pictures(opened: OpenVideo, stream: FrameStream, packets: Packets | None = None) -> Iterator[tuple[Any, float]]:
+    """Every picture that can be decoded from where the container stands, with its time, in presentation order.
 
-    Raises SourceError when reading fails: a lost connection is not the end of the video.
+    Notes on `stream` what is missing, damaged or repaired. Raises SourceError when reading fails: that is not the end of the video.
     """
+    packets = packets or Packets(opened)
     clock = Clock(opened.format, opened.rate, opened.start)
-    packets = _Packets(opened, clock)
-    unit = opened.unit
     end: Fraction | None = None
-    for packet in packets:
+    for packet in packets.read(clock):
         for picture in _decoded(opened, packet, stream):
-            time = clock.show(None if picture.pts is None else picture.pts * unit)
-            end = clock.last + (picture.duration * unit or clock.period)
+            time = clock.show(None if picture.pts is None else picture.pts * opened.unit)
+            end = clock.last + (picture.duration * opened.unit or clock.period)
             for flag in clock.flags:
                 stream.note(flag)
             yield picture, time
@@ -72,18 +72,26 @@ def pictures(opened: OpenVideo, stream: FrameStream) -> Iterator[tuple[Any, floa
         stream.note("truncated")
 
 
-class _Packets:
-    """The packets of the video stream, then None to flush the decoder. `cut` tells afterwards whether the file ended before its index."""
+class Packets:
+    """The packets of the video stream from where the container stands, then None to flush the decoder.
 
-    def __init__(self, opened: OpenVideo, clock: Clock) -> None:
-        self._opened, self._clock = opened, clock
+    cut: known at the end, whether the file ended before its index. After a seek `positions` (decoding time -> place in the index) makes
+    the pictures countable: `first` is the place of the first packet, `shown_before` a count.
+    """
+
+    def __init__(self, opened: OpenVideo, positions: Mapping[int, int] | None = None) -> None:
+        self._opened, self._positions = opened, positions
+        self._waiting: list[int] = []
+        self._shown = 0
+        self.first: int | None = None
         self.cut = False
 
-    def __iter__(self) -> Iterator[Any]:
+    def read(self, clock: Clock) -> Iterator[Any]:
+        """Each packet; tells the clock of it."""
         import av
 
-        indexed, read = self._index_length(), 0
-        packets = self._opened.container.demux(self._opened.stream)
+        opened, read = self._opened, 0
+        packets = opened.container.demux(opened.stream)
         while True:
             try:
                 packet = next(packets)
@@ -94,15 +102,33 @@ class _Packets:
                 break
             if packet.size == 0:
                 continue
-            if packet.is_corrupt and self._opened.format == "mov":
+            if packet.is_corrupt and opened.format == "mov":
                 self.cut = True
                 break
+            if not read:
+                self._begin(packet)
             read += 1
-            self._clock.packet(None if packet.dts is None else packet.dts * self._opened.unit)
+            self._count(packet)
+            clock.packet(None if packet.dts is None else packet.dts * opened.unit)
             yield packet
-        self._opened.check_reading()
-        self.cut = self.cut or read < indexed
+        opened.check_reading()
+        self.cut = self.cut or read + (self.first or 0) < self._index_length()
         yield None
+
+    def shown_before(self, pts: int) -> int:
+        """Packets read so far whose picture is shown before `pts`. Ask in ascending order."""
+        while self._waiting and self._waiting[0] < pts:
+            heappop(self._waiting)
+            self._shown += 1
+        return self._shown
+
+    def _begin(self, packet: Any) -> None:
+        if self._positions is not None:
+            self.first = self._positions.get(packet.dts)
+
+    def _count(self, packet: Any) -> None:
+        if self._positions is not None and packet.pts is not None:
+            heappush(self._waiting, packet.pts)
 
     def _index_length(self) -> int:
         """Packets that the index of a mov or mp4 promises; other containers index key frames only."""

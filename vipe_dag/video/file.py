@@ -13,6 +13,7 @@ from vipe_dag.errors import SourceError
 from vipe_dag.video.container import OpenVideo
 from vipe_dag.video.decoding import Converter, pictures
 from vipe_dag.video.location import Location
+from vipe_dag.video.numbering import numbered
 from vipe_dag.video.records import WHOLE, Clip, FrameStream, Limits, SourceFrame, SourceInfo
 from vipe_dag.video.seeking import FileReader
 from vipe_dag.video.selection import Selection
@@ -78,13 +79,13 @@ class VideoFile:
         seen = 0
         with OpenVideo(self._place, limits.max_pixels) as opened:
             converter: Converter | None = None
-            for picture, time in pictures(opened, stream):
+            for index, picture, time in numbered(opened, stream, clip):
                 if selection.over(time):
                     break
                 converter = converter or Converter(opened, picture, size)
                 if selection.takes(time):
-                    yield SourceFrame(seen, time, converter.rgb(picture) if pixels else np.empty((0, 0, 3), dtype=np.uint8))
-                seen += 1
+                    yield SourceFrame(index, time, converter.rgb(picture) if pixels else np.empty((0, 0, 3), dtype=np.uint8))
+                seen = index + 1
         selection.close(seen)
 
     def reader(self, size: tuple[int, int] | None = None, limits: Limits | None = None) -> FileReader:
