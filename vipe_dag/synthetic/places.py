@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import cv2
 import numpy as np
 
@@ -38,8 +40,12 @@ def room(seed: int = 0, movers: tuple[tuple[Path, float], ...] = ()) -> World:
 def _shell(b: Builder) -> None:
     rng, (hx, hz), tall = b.rng, ROOM_HALF, FLOOR - CEILING
     paints = ((188, 150, 116), (142, 160, 148), (176, 168, 140), (156, 132, 150))
-    sides = (((-hx, CEILING, hz), (2 * hx, 0, 0)), ((hx, CEILING, hz), (0, 0, -2 * hz)))
-    sides += (((hx, CEILING, -hz), (-2 * hx, 0, 0)), ((-hx, CEILING, -hz), (0, 0, 2 * hz)))
+    sides = (
+        ((-hx, CEILING, hz), (2 * hx, 0.0, 0.0)),
+        ((hx, CEILING, hz), (0.0, 0.0, -2 * hz)),
+        ((hx, CEILING, -hz), (-2 * hx, 0.0, 0.0)),
+        ((-hx, CEILING, -hz), (0.0, 0.0, 2 * hz)),
+    )
     for number, (corner, edge) in enumerate(sides):
         width, height = _texels(abs(sum(edge))), _texels(tall)
         if number == 2:
@@ -48,8 +54,9 @@ def _shell(b: Builder) -> None:
             wall = textures.plaster(rng, height, width, paints[number], 0.13)
         wall[-60:] = textures.wood(rng, 60, width, (120, 84, 56), 60)
         x = 70
+        names = cycle(rng.permutation(textures.PHOTOS).tolist())
         while x < width - 260:
-            name = textures.PHOTOS[int(rng.integers(len(textures.PHOTOS)))]
+            name = next(names)
             w = int(rng.integers(110, 230))
             textures.hang(wall, rng, name, x, int(rng.integers(50, 190)), w)
             x += w + int(rng.integers(30, 110))

@@ -178,7 +178,8 @@ def shade(world: World, hits: Hits, rays: Rays) -> NDArray[np.uint8]:
     fine = _sample(world, hits, level)
     if not (fraction > 0).any():
         return fine
-    return cv2.blendLinear(fine, _sample(world, hits, level + 1), 1 - fraction, fraction)
+    blend = cv2.blendLinear(fine, _sample(world, hits, level + 1), 1 - fraction, fraction)
+    return np.asarray(blend, np.uint8)
 
 
 def _sample(world: World, hits: Hits, level: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -187,7 +188,7 @@ def _sample(world: World, hits: Hits, level: NDArray[np.int32]) -> NDArray[np.ui
     s = scale[level]
     x = hits.atlas_x * s + (half + world.level_origin[:, 0])[level]
     y = hits.atlas_y * s + (half + world.level_origin[:, 1])[level]
-    return cv2.remap(world.atlas, x, y, cv2.INTER_LINEAR)
+    return np.asarray(cv2.remap(world.atlas, x, y, cv2.INTER_LINEAR), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def colours(world: World, cam2world: Array, camera: Calibration, rays: Rays, tim
     fine = shade(world, cast(world, cam2world, rays, focal, time), rays)
     if rays.samples_per_pixel == 1:
         return fine
-    return cv2.resize(fine, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(fine, (camera.width, camera.height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def render(world: World, cam2world: Array, camera: Calibration, time: float = 0.0, supersample: int = 2) -> Picture:

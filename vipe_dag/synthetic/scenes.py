@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -83,7 +83,9 @@ class Scene:
     n_frames: int = 90
     fps: float = 20.0
     model: str = "pinhole"
-    distortion: tuple[float, ...] = field(default=(0.0,) * 5)
+    distortion: tuple[float, ...] = (0.0,) * 5
+    longest: float = float("inf")
+    """Seconds after which the path leaves the place."""
 
 
 def _static_room(_: float) -> World:
@@ -103,10 +105,10 @@ SCENES: dict[str, Scene] = {
     "room_barrel": Scene(_WALK, model="brown", distortion=BARREL),
     "room_fisheye": Scene(_WALK, model="fisheye", distortion=FISHEYE),
     "orbit": Scene((_Shot(_static_room, orbit((0.1, 0.55, 0.3), 1.9, 0.55, 9.0)),), n_frames=120),
-    "street": Scene((_DRIVE,), n_frames=80, fps=10.0),
+    "street": Scene((_DRIVE,), n_frames=80, fps=10.0, longest=18.0),
     "rotation": Scene((_Shot(_static_room, pure_rotation(_ROTATION_PLACE)),), n_frames=60),
     "static": Scene((_Shot(_static_room, still(_ROTATION_PLACE, (0.1, 0.5, 0.6))),), n_frames=40),
-    "cut": Scene((*_WALK, _DRIVE), n_frames=80, fps=10.0),
+    "cut": Scene((*_WALK, _DRIVE), n_frames=80, fps=10.0, longest=18.0),
 }
 
 
@@ -125,10 +127,14 @@ def scene(
     """A named clip (see SCENES). n_frames and fps default to the scene's own; fov is horizontal, in degrees.
 
     moving_share: about how much of the picture the moving figure of "room_moving" covers. supersample=1 is four times faster, for clips
-    of thousands of frames. Raises KeyError for an unknown name.
+    of thousands of frames. Raises KeyError for an unknown name, ValueError for a clip longer than its path.
     """
     spec = SCENES[name]
     count, rate = n_frames or spec.n_frames, fps or spec.fps
+    if count / rate > spec.longest:
+        raise ValueError(
+            f"{name}: {count} frames at {rate:g} per second last {count / rate:.0f} s, but the path ends after {spec.longest:.0f} s"
+        )
     lens = camera(width, height, fov, spec.model, spec.distortion)
     time = np.arange(count) / rate
     shot = (np.arange(count) * len(spec.shots) // count).astype(np.int32)

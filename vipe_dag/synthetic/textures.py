@@ -24,7 +24,7 @@ def photo(name: str) -> Image:
     data = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if data is None:
         raise FileNotFoundError(f"{path}: scikit-image does not ship this picture")
-    picture = np.ascontiguousarray(data[..., ::-1])
+    picture = np.ascontiguousarray(data[..., ::-1], np.uint8)
     picture.setflags(write=False)
     return picture
 
@@ -68,7 +68,7 @@ def wood(rng: np.random.Generator, height: int, width: int, base: tuple[int, int
     """Planks along x: grain stretched along each plank, own tone per plank, dark joints and knots."""
     image = np.zeros((height, width, 3), np.uint8)
     grain = noise(rng, height * 2, max(width // 8, 4), (2, 4, 8, 32), 0.8)
-    grain = cv2.resize(grain, (width, height), interpolation=cv2.INTER_AREA)
+    grain = np.asarray(cv2.resize(grain, (width, height), interpolation=cv2.INTER_AREA), np.float32)
     fine = noise(rng, height, width, (2, 3, 6), 0.9)
     for top in range(0, height, plank):
         left = -int(rng.integers(0, 200))
@@ -76,7 +76,7 @@ def wood(rng: np.random.Generator, height: int, width: int, base: tuple[int, int
             right = left + int(rng.integers(160, 420))
             rows, columns = slice(top, top + plank), slice(max(left, 0), max(right, 0))
             tone = rng.uniform(0.7, 1.2)
-            image[rows, columns] = _colour(base, 0.18 * grain[rows, columns] + 0.10 * fine[rows, columns] + (tone - 1), 1.0)
+            image[rows, columns] = _colour(base, 0.18 * grain[rows, columns] + 0.10 * fine[rows, columns] + np.float32(tone - 1), 1.0)
             image[rows, max(right - 2, 0) : max(right, 0)] //= 3
             left = right
         image[top : top + 2] //= 3
@@ -179,6 +179,6 @@ def clouds(rng: np.random.Generator, height: int, width: int) -> Image:
 
 
 def lit(image: Image, top: float, bottom: float) -> Image:
-    """The texture under a light that falls off linearly from its upper to its lower edge; light belongs to the surface, never to the view."""
+    """The texture under a light that falls off linearly from its upper to its lower edge; it belongs to the surface, never to the view."""
     gain = np.linspace(top, bottom, image.shape[0], dtype=np.float32)[:, None, None]
     return np.clip(image * gain, 0, 255).astype(np.uint8)

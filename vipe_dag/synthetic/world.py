@@ -90,7 +90,10 @@ class Builder:
         self._balls.append((np.asarray(centre, float), radius, picture, body))
 
     def box(self, centre: ArrayLike, size: ArrayLike, pictures: Sequence[int], yaw: float = 0.0, body: int = 0) -> None:
-        """A box seen from outside, turned by `yaw` about y. pictures: front (-z), right, back, left, top, bottom, repeated as needed."""
+        """A box seen from outside, turned by `yaw` about y. pictures: front (-z), right, back, left, top, bottom, repeated as needed.
+
+        A negative width (x) turns the box inside out: it is then seen from within.
+        """
         turn = Rotation.from_rotvec([0.0, yaw, 0.0]).as_matrix()
         x, y, z = np.asarray(size, float) / 2
         faces = [
@@ -125,7 +128,8 @@ class Builder:
         origin = np.zeros((LEVELS, 2), np.float32)
         level, top = atlas[:, :_ATLAS_WIDTH], 0
         for i in range(1, LEVELS):
-            level = cv2.resize(level, (level.shape[1] // 2, level.shape[0] // 2), interpolation=cv2.INTER_AREA)
+            half = (level.shape[1] // 2, level.shape[0] // 2)
+            level = np.asarray(cv2.resize(level, half, interpolation=cv2.INTER_AREA), np.uint8)
             atlas[top : top + level.shape[0], _ATLAS_WIDTH : _ATLAS_WIDTH + level.shape[1]] = level
             origin[i] = _ATLAS_WIDTH, top
             top += level.shape[0]
