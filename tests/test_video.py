@@ -346,6 +346,9 @@ class TestRefused:
     def test_sound_only(self, tmp_path: Path) -> None:
         assert "no video stream" in self.refusal(write_sound(tmp_path / "song.mp4"))
 
+    def test_sound_with_a_cover_picture(self, tmp_path: Path) -> None:
+        assert "no video stream (only a cover picture and audio)" in self.refusal(write_sound(tmp_path / "song.m4a", cover=True))
+
     def test_one_frame(self, tmp_path: Path) -> None:
         assert "at least 2 frames" in self.refusal(write_video(tmp_path / "still.mp4", 1))
 

@@ -80,12 +80,17 @@ def write_video(
     return path
 
 
-def write_sound(path: Path) -> Path:
-    """A file with a second of sound only."""
+def write_sound(path: Path, cover: bool = False) -> Path:
+    """An mp4 with a second of sound only, with or without a cover picture."""
     import av
+    from av.stream import Disposition
 
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=44100)
+        if cover:
+            art = container.add_stream("mjpeg", rate=1)
+            art.width, art.height, art.pix_fmt, art.disposition = 64, 48, "yuvj420p", Disposition.attached_pic
+            container.mux([*art.encode(av.VideoFrame.from_ndarray(card(0), "rgb24")), *art.encode()])
         container.mux(stream.encode(_hum(stream)))
         container.mux(stream.encode())
     return path

@@ -221,7 +221,7 @@ def _fault(params: NDArray[np.float64], width: int, height: int) -> str | None:
         return f"resolution {width}x{height} is empty"
     if min(fx, fy) <= 0:
         return f"focal lengths must be positive, got fx {fx:g}, fy {fy:g}"
-    if not 0.01 * max(width, height) < min(fx, fy) <= max(fx, fy) < 1000 * max(width, height):
+    if not all(0.01 < focal / side < 1000 for focal, side in ((fx, width), (fy, height))):
         return f"focal lengths fx {fx:g}, fy {fy:g} are not those of a {width}x{height} picture in pixels"
     if not (-0.5 * width <= cx <= 1.5 * width and -0.5 * height <= cy <= 1.5 * height):
         return f"principal point ({cx:g}, {cy:g}) lies far outside the {width}x{height} picture"

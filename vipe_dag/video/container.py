@@ -136,8 +136,8 @@ class OpenVideo:
 
         videos = [stream for stream in self.container.streams.video if not stream.disposition & Disposition.attached_pic]
         if not videos:
-            kinds = sorted({str(stream.type) for stream in self.container.streams})
-            raise SourceError(f"{self.place}: has no video stream (only {', '.join(kinds) or 'nothing'}); give a file with moving pictures")
+            kinds = sorted({str(stream.type).replace("video", "a cover picture") for stream in self.container.streams})
+            raise SourceError(f"{self.place}: has no video stream (only {' and '.join(kinds)}); give a file with moving pictures")
         best = self.container.streams.best("video")
         stream = next((stream for stream in videos if stream == best), videos[0])
         if stream.codec_context is None:

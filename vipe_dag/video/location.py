@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar, cast
@@ -15,6 +16,12 @@ READ_BYTES = 1 << 22
 """Size of one read when a whole file is streamed."""
 
 _MAX_TEXT_BYTES = 1 << 26
+_SECRETS = re.compile(r"(?<=://)[^/@\s]*@|\?[^\s'\")]+")
+"""User names, passwords and queries of the URLs in what a library says."""
+
+_GONE = (404, 410)
+"""HTTP answers that mean missing; fsspec calls every failure of a web server so."""
+
 _T = TypeVar("_T")
 
 
@@ -86,7 +93,12 @@ class Location:
         return path.rstrip("/") or "/"
 
     def exists(self) -> bool:
-        return bool(self._guard(lambda: self.fs.exists(self.path)))
+        """Whether it can be seen; False also where the server refuses to tell."""
+        return bool(self.fs.exists(self.path))
+
+    def require(self) -> None:
+        """Raises SourceError unless there is something readable here."""
+        self._guard(lambda: self.fs.info(self.path))
 
     def is_folder(self) -> bool:
         """Web servers have files only."""
@@ -136,12 +148,15 @@ class Location:
         """What went wrong here, as one line with a remedy."""
         if isinstance(error, SourceError):
             return error
-        if isinstance(error, FileNotFoundError):
+        reason: BaseException = error
+        if self._http and isinstance(error, FileNotFoundError) and getattr(error.__cause__, "status", None) not in _GONE:
+            reason = error.__cause__ or error
+        elif isinstance(error, FileNotFoundError):
             return SourceError(f"{self}: no such file or folder; check the path")
         if isinstance(error, PermissionError):
             return SourceError(f"{self}: no permission to read it; change its mode or the credentials")
-        said = " ".join(str(error).split()) or "no reason given"
-        return SourceError(f"{self}: cannot be read ({type(error).__name__}: {said[:200]}); check address, network and credentials")
+        said = _SECRETS.sub("", " ".join(str(reason).split())) or "no reason given"
+        return SourceError(f"{self}: cannot be read ({type(reason).__name__}: {said[:200]}); check address, network and credentials")
 
     def _guard(self, action: Callable[[], _T]) -> _T:
         try:

@@ -15,8 +15,7 @@ from vipe_dag.video.records import VideoSource
 def open_source(uri: str) -> VideoSource:
     """The video behind a path or URL; nothing is decoded yet. Raises SourceError: missing, one picture, a folder without pictures."""
     place = Location.of(uri)
-    if not place.exists():
-        raise SourceError(f"{place}: no such file or folder; check the path")
+    place.require()
     if not place.is_folder():
         if is_picture(place.name):
             raise SourceError(f"{place}: is one picture; give the folder that holds the frames")
@@ -55,8 +54,7 @@ def sidecar_stems(place: Location) -> list[str]:
 
 
 def _expanded(place: Location) -> list[str]:
-    if not place.exists():
-        raise SourceError(f"{place}: no such file or folder; check the path")
+    place.require()
     if not place.is_folder():
         return [place.uri]
     videos = [place.child(name).uri for name in place.names() if is_video(name)]
