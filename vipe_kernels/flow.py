@@ -98,11 +98,22 @@ def inside(target: F32) -> NDArray[np.bool_]:
     return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
 
-def texture(gray: NDArray[np.uint8], block: int = 5) -> F32:
-    """(H, W) float32: smaller eigenvalue of the structure tensor over block x block pixels, in (grey levels per pixel)^2, mean per pixel."""
+def structure_tensor(gray: NDArray[np.uint8], block: int = 5) -> F32:
+    """(H, W, 3) float32: means of gx gx, gx gy, gy gy over block x block pixels, in (grey levels per pixel)^2."""
     with single_threaded_opencv():
-        # cornerMinEigenVal divides uint8 derivatives by 255 * 4 * block and sums over the block; Sobel 3 x 3 has gain 8.
-        return cv2.cornerMinEigenVal(gray, block, ksize=3) * np.float32((255.0 / 2.0) ** 2)
+        gx = cv2.Sobel(gray, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
+        gy = cv2.Sobel(gray, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
+        return cv2.boxFilter(cv2.merge((gx * gx, gx * gy, gy * gy)), cv2.CV_32F, (block, block))
+
+
+def texture_along(structure: F32, direction: F32) -> F32:
+    """(H, W) float32: mean squared derivative in (grey levels per pixel)^2 along direction (H, W, 2), of any length; 0 where that is 0.
+
+    structure (H, W, 3) from `structure_tensor`. It is the information that the image holds on a displacement in that direction.
+    """
+    dx, dy = direction[..., 0], direction[..., 1]
+    squared = structure[..., 0] * dx * dx + 2 * structure[..., 1] * dx * dy + structure[..., 2] * dy * dy
+    return squared / np.maximum(dx * dx + dy * dy, np.float32(1e-12))
 
 
 def _solver(preset: str) -> cv2.DISOpticalFlow:

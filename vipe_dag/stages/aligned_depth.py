@@ -24,6 +24,7 @@ Mask = NDArray[np.bool_]
 
 _UNALIGNED_STD = 1.0  # relative standard deviation of a pixel whose confidence is 0
 _GUESS_SLACK = 4.0  # completed pixels are averaged with earlier completed ones up to this many times the agreement
+_SETTLED = 1.0  # age from which a past measurement holds against a fresh guess
 _FADE = 0.9  # age that a past measurement keeps per row without a fresh one
 
 
@@ -169,7 +170,7 @@ class _Fusion:
             once_measured = past.measured > 0.5
             guesses = ~measured & ~once_measured & (gap < _GUESS_SLACK * config.agreement)
             agree = same_colour & ((gap < config.agreement) | guesses)
-        keep = same_colour & once_measured & ~measured & ~agree
+        keep = same_colour & once_measured & ~measured & ~agree & (past.age > _SETTLED)
         age = np.minimum(past.age, config.max_age)
         share = np.where(agree, age / np.maximum(age + fresh.age, 1e-6), keep).astype(np.float32)
 

@@ -19,8 +19,8 @@ from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.neighbours import Neighbours
 from vipe_dag.stages.sparse_depth import SparseDepth, surface_through
 from vipe_kernels.cameras import scale_params
-from vipe_kernels.completion import spread
-from vipe_kernels.flow import dense_flow, forward_backward_error, pixel_grid, single_threaded_opencv, texture
+from vipe_kernels.completion import redraw_edges, spread
+from vipe_kernels.flow import dense_flow, forward_backward_error, pixel_grid, single_threaded_opencv, structure_tensor, texture_along
 from vipe_kernels.triangulate import triangulate as triangulate_pixels
 from vipe_kernels.warp import pixel_rays, reproject
 
@@ -37,9 +37,12 @@ COMPLETED_STD = 0.1
 
 _LOOKAHEAD = 3  # rows whose flow is computed while an earlier row is triangulated
 _TEXTURE_HALF = 4.0  # (grey levels per pixel)^2 at which a pixel has half of the full weight
-_MIN_SUPPORT = 0.3  # sum of robust weights of the neighbours that makes a measurement
+_MIN_SUPPORT = 0.6  # sum of robust weights of the neighbours that makes a measurement
 _FLOW_UNIT = 128.0  # flow waits as int16 in units of 1/128 pixel: 256 pixels at most
-_PRIOR_WEIGHT = 0.002  # of the sparse surface in the completion; a perfect measurement has 1
+_PRIOR_WEIGHT = np.float32(0.02)  # of the sparse surface in the completion, where a perfect measurement has 1
+_REACH = 30.0  # pixels over which a measurement corrects its surroundings
+_EDGE = 4.0  # grey levels that bound a surface
+_STEP = 0.15  # relative change of depth within a few pixels that is an edge
 
 
 def triangulate(frames: FrameSequence, poses: BaPoses, config: DenseDepthConfig) -> Iterator[DepthBlock]:
@@ -215,10 +218,8 @@ class _Rows:
         rays, gray = self._camera.rays, self._view(row).gray
         grid = pixel_grid(height, width)
         seen = np.stack([self._camera.normalised(grid + sight.flow.astype(np.float32) / _FLOW_UNIT) for sight in sights])
-        weight = np.stack([sight.weight for sight in sights]).astype(np.float32) / 255
-        clear = texture(gray)
-        weight *= clear / (clear + _TEXTURE_HALF)
-        weight[:, ~rays.valid] = 0
+        structure = structure_tensor(gray)
+        weight = np.stack([self._weight(sight, structure) for sight in sights])
         relative = torch.from_numpy(np.stack([sight.relative for sight in sights]))
         found = triangulate_pixels(
             torch.from_numpy(rays.xy), torch.from_numpy(seen), relative, torch.from_numpy(weight), torch.from_numpy(rays.focal_px)
@@ -229,6 +230,14 @@ class _Rows:
         good &= found.residual_px.numpy() < self._config.max_residual_px * self._camera.scale
         return np.where(good, inverse_depth, np.nan).astype(np.float32), np.where(good, relative_std, np.nan).astype(np.float32)
 
+    def _weight(self, sight: _Sight, structure: F32) -> F32:
+        """(h, w) float32 in 0..1: consistency of the flow, and texture along the epipolar line."""
+        rays = self._camera.rays
+        other = -sight.relative[:, :3].T @ sight.relative[:, 3]  # centre of the other camera in this one: epipolar lines pass through it
+        toward = other[:2].astype(np.float32) - rays.xy * np.float32(other[2])
+        clear = texture_along(structure, toward)
+        return rays.valid * (sight.weight.astype(np.float32) / 255) * (clear / (clear + _TEXTURE_HALF))
+
     def _completed(self, row: int, inverse_depth: F32, relative_std: F32) -> tuple[F32, U8, Mask]:
         """z-depth, confidence and measured at working resolution: measurements as they are, the rest spread from them and the sparse points."""
         rgb = self._frames.rgb(row)
@@ -238,11 +247,14 @@ class _Rows:
                 inverse_depth, relative_std = _enlarged(inverse_depth, size), _enlarged(relative_std, size)
             prior = np.log(cv2.resize(self._surface(row), size, interpolation=cv2.INTER_LINEAR))
         measured = np.isfinite(inverse_depth)
-        value = np.where(measured, np.log(np.where(measured, inverse_depth, 1)), prior)
-        weight = np.where(measured, 1 / (1 + (relative_std / CONFIDENCE_HALF) ** 2), _PRIOR_WEIGHT).astype(np.float32)
-        filled, support = spread(value, weight, rgb)
-        log_inverse = np.where(measured, value, filled)
-        std = np.where(measured, relative_std, COMPLETED_STD / np.sqrt(np.clip(support, 1e-4, 1)))
+        # What is spread is the ratio of measurement to prior: it is smooth where the prior has the slant of the surface.
+        correction = np.where(measured, np.log(np.where(measured, inverse_depth, 1)) - prior, 0).astype(np.float32)
+        weight = np.where(measured, 1 / (1 + (relative_std / CONFIDENCE_HALF) ** 2), 0).astype(np.float32)
+        filled, support = spread(correction, weight, rgb, _REACH, _EDGE, base=0.0, base_weight=_PRIOR_WEIGHT)
+        log_inverse = prior + np.where(measured, correction, filled)
+        log_inverse, band = redraw_edges(log_inverse.astype(np.float32), weight + _PRIOR_WEIGHT, rgb, _STEP)
+        measured &= ~band
+        std = np.where(measured, relative_std, COMPLETED_STD / np.sqrt(np.clip(support + _PRIOR_WEIGHT, 1e-4, 1)))
         known = self._camera.has_ray & np.isfinite(log_inverse)
         z = np.where(known, np.exp(-log_inverse), np.nan).astype(np.float32)
         return z, np.where(known, confidence_of(std), 0).astype(np.uint8), measured & known

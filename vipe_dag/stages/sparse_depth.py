@@ -19,6 +19,8 @@ F32 = NDArray[np.float32]
 GRID = 4
 """The prior is computed on cells of GRID x GRID pixels."""
 
+_REACH = 8.0  # cells over which a point is spread
+_EDGE = 8.0  # grey levels that bound it
 _OUTLIER = 0.15  # relative deviation of inverse depth from the surrounding surface at which a point loses three quarters of its weight
 
 
@@ -75,7 +77,7 @@ def surface_through(uv: F32, inverse_depth: F32, rgb: NDArray[np.uint8]) -> F32 
     for last in (False, False, True):
         count = np.bincount(cell, weight, size[0] * size[1]).astype(np.float32)
         mean = np.bincount(cell, weight * logs, size[0] * size[1]) / np.maximum(count, 1e-12)
-        surface, _ = spread(mean.astype(np.float32).reshape(surface.shape), count.reshape(surface.shape), guide, reach=60.0, edge=8.0)
+        surface, _ = spread(mean.astype(np.float32).reshape(surface.shape), count.reshape(surface.shape), guide, _REACH, _EDGE)
         if not last:
             off = logs - surface.ravel()[cell]
             weight = ((_OUTLIER**2 / (_OUTLIER**2 + off**2)) ** 2).astype(np.float32)
