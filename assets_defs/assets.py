@@ -52,7 +52,7 @@ def _asset(stage: Stage, config: PipelineConfig) -> dg.AssetsDefinition:
             video_id,
             stage.name,
             config,
-            run_id=context.run_id,
+            run_id=context.run.run_id,
             progress=lambda name, done, total: listener.progress(context.log, video_id, name, done, total),
         )
         listener.finished(context.log, report)

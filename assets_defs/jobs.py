@@ -5,7 +5,6 @@ from __future__ import annotations
 import dagster as dg
 
 from assets_defs.assets import CONFIG_TAG, GROUP
-from assets_defs.partitions import video_partitions
 from vipe_dag.config import PipelineConfig
 from vipe_dag.graph import config_digest
 
@@ -17,7 +16,6 @@ def build_job(config: PipelineConfig) -> dg.UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         PIPELINE_JOB,
         selection=dg.AssetSelection.groups(GROUP),
-        partitions_def=video_partitions,
         description="From the video file to aligned depth. Stages whose result is already stored return at once.",
         tags={CONFIG_TAG: config_digest(config)},
     )

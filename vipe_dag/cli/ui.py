@@ -40,7 +40,7 @@ def serve(root: str, host: str, port: int) -> int:
 
 
 def _command(host: str, port: int) -> list[str]:
-    return [sys.executable, "-m", "dagster", "dev", "-m", "assets_defs.definitions", "-h", host, "-p", str(port), "--log-level", "warning"]
+    return [sys.executable, "-W", "ignore:Function", "-m", "dagster", "dev", "-m", "assets_defs.definitions", "-h", host, "-p", str(port), "--log-level", "warning"]
 
 
 def _environment(root: str) -> dict[str, str]:
@@ -82,7 +82,7 @@ class _Group:
     """`dagster dev` with all its children in a process group of its own, so that none of them outlives it."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        for name in (signal.SIGTERM, signal.SIGHUP):
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(name, _interrupt)
         self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 

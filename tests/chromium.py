@@ -1,0 +1,110 @@
+"""A headless Chromium driven through its own chromedriver, and clicks that survive a page that redraws itself."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+
+PROGRAMS = {"browser": ("chromium", "chromium-browser", "google-chrome"), "driver": ("chromedriver",)}
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1500,950",
+)
+PATIENCE_SECONDS = 90.0
+
+_T = TypeVar("_T")
+
+
+def require() -> tuple[str, str]:
+    """Paths of browser and driver; skips the test where they are not installed."""
+    found = {role: next((path for name in names if (path := shutil.which(name))), None) for role, names in PROGRAMS.items()}
+    browser, driver = found["browser"], found["driver"]
+    if browser is None or driver is None:
+        pytest.skip("no Chromium with chromedriver on this machine")
+    return browser, driver
+
+
+@contextmanager
+def page(profile: Path) -> Iterator[Page]:
+    """A browser with a fresh profile; it is gone when the block is left."""
+    browser, driver = require()
+    options = Options()
+    options.binary_location = browser
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    chrome = webdriver.Chrome(options=options, service=Service(driver))
+    try:
+        yield Page(chrome)
+    finally:
+        chrome.quit()
+
+
+class Page:
+    """What a person does with a page: open, read, click, look."""
+
+    def __init__(self, chrome: webdriver.Chrome) -> None:
+        self._chrome = chrome
+
+    def open(self, url: str) -> None:
+        self._chrome.get(url)
+
+    @property
+    def text(self) -> str:
+        return self._chrome.find_element(By.TAG_NAME, "body").text
+
+    def wait_for_text(self, *wanted: str) -> None:
+        """Until all of them can be read on the page."""
+        self._until(lambda: all(word in self.text for word in wanted) or None, f"the words {wanted} on the page")
+
+    def click(self, xpath: str) -> None:
+        """As soon as the element can be clicked."""
+
+        def clicked() -> bool:
+            self._chrome.find_element(By.XPATH, xpath).click()
+            return True
+
+        self._until(clicked, xpath)
+
+    def count(self, xpath: str) -> int:
+        return len(self._chrome.find_elements(By.XPATH, xpath))
+
+    def picture_widths(self) -> list[int]:
+        """Natural widths in pixels of the pictures on the page that came inside it; 0 for one that could not be decoded."""
+        script = "return [...document.images].filter(i => i.src.startsWith('data:image/png')).map(i => i.naturalWidth)"
+        return [int(width) for width in self._chrome.execute_script(script)]
+
+    def screenshot(self, path: Path) -> Path:
+        self._chrome.save_screenshot(str(path))
+        return path
+
+    def _until(self, attempt: Callable[[], _T | None], what: str) -> _T:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                result = attempt()
+            except WebDriverException:
+                result = None
+            if result is not None:
+                return result
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s for {what}; the page says:\n{self.text[:2000]}")
+            time.sleep(0.25)

@@ -1,0 +1,248 @@
+"""The Dagster wiring: what is loaded, what a materialization carries, what blocks, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+import quick_stages
+from assets_defs.assets import CONFIG_TAG
+from assets_defs.definitions import build_definitions
+from assets_defs.instance import HOME_CONFIG, PROCESS_TAG, add_videos, adopt, close_lost_runs, open_instance, process_tags
+from assets_defs.jobs import PIPELINE_JOB
+from assets_defs.metadata import picture
+from assets_defs.partitions import VIDEOS
+from clips import write_clip
+from vipe_dag.checks import CHECKS
+from vipe_dag.config import PipelineConfig, load_config
+from vipe_dag.graph import STAGES, config_digest
+from vipe_dag.pipeline import run_video, wanted
+from vipe_dag.placement import CONFIG_VARIABLE, ROOT_VARIABLE
+from vipe_dag.store import VideoStore
+from vipe_dag.video import SourceRecord, open_source
+
+ROOT = Path(__file__).parents[1]
+ALL = [stage.name for stage in STAGES]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    return quick_stages.install(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clips") / "slide.mp4", 12)
+
+
+@pytest.fixture
+def store(tmp_path: Path, clip: Path) -> VideoStore:
+    store = VideoStore(tmp_path / "store")
+    store.register(SourceRecord.of(open_source(str(clip)), video_id="slide"))
+    return store
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with open_instance(tmp_path / "home") as instance:
+        add_videos(instance, ["slide"])
+        yield instance
+
+
+def materialize(
+    instance: dg.DagsterInstance, store: VideoStore, config: PipelineConfig | None = None, tags: dict[str, str] | None = None
+) -> dg.ExecuteInProcessResult:
+    job = build_definitions(root=store.root, config=config or load_config()).resolve_job_def(PIPELINE_JOB)
+    return job.execute_in_process(instance=instance, partition_key="slide", raise_on_error=False, tags=tags)
+
+
+def test_six_assets_in_one_group_with_the_graphs_edges(tmp_path: Path) -> None:
+    graph = build_definitions(root=str(tmp_path)).resolve_asset_graph()
+    found = {node.key.to_user_string(): {key.to_user_string() for key in node.parent_keys} for node in graph.asset_nodes}
+    assert found == {stage.name: set(stage.deps) for stage in STAGES}
+    assert {node.group_name for node in graph.asset_nodes} == {"video"}
+    assert all(isinstance(node.partitions_def, dg.DynamicPartitionsDefinition) for node in graph.asset_nodes)
+
+
+def test_every_check_is_declared_with_its_severity(tmp_path: Path) -> None:
+    graph = build_definitions(root=str(tmp_path)).resolve_asset_graph()
+    found = {(key.asset_key.to_user_string(), key.name, graph.get_check_spec(key).blocking) for key in graph.asset_check_keys}
+    assert found == {(spec.stage, spec.name, spec.blocking) for spec in CHECKS}
+
+
+def test_materializing_a_partition_runs_every_stage(instance: dg.DagsterInstance, store: VideoStore, calls: Counter[str]) -> None:
+    result = materialize(instance, store)
+    assert result.success
+    assert calls == dict.fromkeys(ALL, 1)
+    assert {event.partition for event in result.get_asset_materialization_events()} == {"slide"}
+
+
+def test_the_data_version_is_the_fingerprint(instance: dg.DagsterInstance, store: VideoStore, calls: Counter[str]) -> None:
+    materialize(instance, store)
+    for name, fingerprint in wanted(store, "slide", load_config()).items():
+        record = instance.get_latest_data_version_record(dg.AssetKey(name), partition_key="slide")
+        assert record is not None
+        assert record.asset_materialization is not None
+        assert (record.asset_materialization.tags or {})["dagster/data_version"] == fingerprint
+
+
+def test_a_materialization_says_what_it_cost_and_where_it_is(instance: dg.DagsterInstance, store: VideoStore, calls: Counter[str]) -> None:
+    events = materialize(instance, store).get_asset_materialization_events()
+    shown = {event.asset_key.to_user_string(): event.materialization.metadata for event in events if event.asset_key is not None}
+    for name in ALL:
+        assert {"status", "fingerprint", "store_path", "compute_seconds", "peak_rss_mb", "flags"} <= set(shown[name])
+        assert Path(str(shown[name]["store_path"].value)).is_dir()
+    assert shown["frames"]["frames"].value == 12
+    assert shown["ba_poses"]["residual_px"].value == pytest.approx(0.3)
+
+
+def test_pictures_are_small_enough_for_an_event(instance: dg.DagsterInstance, store: VideoStore, calls: Counter[str]) -> None:
+    events = materialize(instance, store).get_asset_materialization_events()
+    pictures = [
+        value.value for event in events for value in event.materialization.metadata.values() if isinstance(value, dg.MarkdownMetadataValue)
+    ]
+    assert len(pictures) >= 4
+    assert all(text is not None and "(data:image/png;base64," in text and len(text) <= 64 * 1024 for text in pictures)
+
+
+def test_a_picture_too_large_for_an_event_is_left_out() -> None:
+    assert picture("large", bytes(100_000)) == dg.MetadataValue.text("100000 bytes are too many for an event")
+
+
+def test_checks_are_evaluated_in_the_step(instance: dg.DagsterInstance, store: VideoStore, calls: Counter[str]) -> None:
+    evaluations = materialize(instance, store).get_asset_check_evaluations()
+    assert len(evaluations) == len(CHECKS)
+    assert all(evaluation.passed for evaluation in evaluations)
+
+
+def test_a_failed_blocking_check_stops_what_is_below(
+    instance: dg.DagsterInstance, store: VideoStore, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wild(*arguments: Any, **named: Any) -> Any:
+        return dataclasses.replace(quick_stages.solve(*arguments, **named), residual_px_median=50.0)
+
+    quick_stages.replace(monkeypatch, "ba_poses", "solve", wild, calls)
+    result = materialize(instance, store)
+    assert not result.success
+    assert calls["dense_depth"] == 0
+    failed = [evaluation for evaluation in result.get_asset_check_evaluations() if not evaluation.passed]
+    assert [(evaluation.check_name, evaluation.severity) for evaluation in failed] == [("residual", dg.AssetCheckSeverity.ERROR)]
+
+
+def test_a_failed_warning_check_does_not_stop(
+    instance: dg.DagsterInstance, store: VideoStore, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def doubtful(*arguments: Any, **named: Any) -> Any:
+        return dataclasses.replace(quick_stages.calibrate(*arguments, **named), focal_observable=False, flags=("focal_unobservable",))
+
+    quick_stages.replace(monkeypatch, "intrinsics", "calibrate", doubtful, calls)
+    result = materialize(instance, store)
+    assert result.success
+    failed = [evaluation for evaluation in result.get_asset_check_evaluations() if not evaluation.passed]
+    assert [(evaluation.check_name, evaluation.severity) for evaluation in failed] == [("focal_observable", dg.AssetCheckSeverity.WARN)]
+
+
+def test_materializing_again_computes_nothing(instance: dg.DagsterInstance, store: VideoStore, calls: Counter[str]) -> None:
+    materialize(instance, store)
+    calls.clear()
+    result = materialize(instance, store)
+    assert result.success
+    assert not calls
+    assert {event.materialization.metadata["status"].value for event in result.get_asset_materialization_events()} == {"current"}
+
+
+def test_a_run_requested_under_another_configuration_is_refused(
+    instance: dg.DagsterInstance, store: VideoStore, calls: Counter[str]
+) -> None:
+    other = config_digest(load_config(overrides=["frames.long_side=320"]))
+    result = materialize(instance, store, tags={CONFIG_TAG: other})
+    assert not result.success
+    assert not calls
+
+
+def test_runs_of_the_job_carry_the_configuration(tmp_path: Path) -> None:
+    config = load_config(overrides=["frames.long_side=320"])
+    job = build_definitions(root=str(tmp_path), config=config).resolve_job_def(PIPELINE_JOB)
+    assert job.run_tags[CONFIG_TAG] == config_digest(config)
+
+
+def test_the_code_version_changes_only_for_the_stage_whose_value_changed(tmp_path: Path) -> None:
+    def versions(config: PipelineConfig) -> dict[str, str | None]:
+        graph = build_definitions(root=str(tmp_path), config=config).resolve_asset_graph()
+        return {node.key.to_user_string(): node.code_version for node in graph.asset_nodes}
+
+    before, after = versions(load_config()), versions(load_config(overrides=["ba_poses.grid_columns=24"]))
+    assert {name for name in ALL if before[name] != after[name]} == {"ba_poses"}
+
+
+def test_the_configuration_comes_from_the_stores_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
+    (tmp_path / "config.yaml").write_text("frames:\n  long_side: 320\n")
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
+    job = build_definitions().resolve_job_def(PIPELINE_JOB)
+    assert job.run_tags[CONFIG_TAG] == config_digest(load_config(overrides=["frames.long_side=320"]))
+
+
+def test_a_store_filled_without_dagster_is_entered_in_the_book(
+    instance: dg.DagsterInstance, store: VideoStore, calls: Counter[str]
+) -> None:
+    run_video(store, "slide", load_config(), until="keyframes")
+    store.register(store.source("slide").model_copy(update={"video_id": "other"}))
+    assert adopt(instance, store) == 2
+    assert set(instance.get_dynamic_partitions(VIDEOS)) == {"slide", "other"}
+    materialized = {name: instance.get_materialized_partitions(dg.AssetKey(name)) for name in ALL}
+    assert materialized == {name: {"slide"} if name in ("frames", "keyframes") else set() for name in ALL}
+
+
+def test_what_was_entered_is_not_entered_twice(instance: dg.DagsterInstance, store: VideoStore, calls: Counter[str]) -> None:
+    run_video(store, "slide", load_config(), until="frames")
+    adopt(instance, store)
+    adopt(instance, store)
+    assert len(instance.fetch_materializations(dg.AssetKey("frames"), limit=10).records) == 1
+
+
+def test_a_run_whose_process_is_gone_is_closed(instance: dg.DagsterInstance, store: VideoStore) -> None:
+    job = build_definitions(root=store.root, config=load_config()).resolve_job_def(PIPELINE_JOB)
+    gone = {PROCESS_TAG: process_tags()[PROCESS_TAG].rpartition(":")[0] + ":1"}
+    lost, alive = (instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=tags) for tags in (gone, process_tags()))
+    assert close_lost_runs(instance) == 1
+    states = {run_id: instance.get_run_by_id(run_id) for run_id in (lost.run_id, alive.run_id)}
+    assert [run and run.status for run in states.values()] == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED]
+
+
+def test_the_home_is_made_without_telemetry_and_then_left_alone(tmp_path: Path) -> None:
+    home = tmp_path / "deep" / "home"
+    with open_instance(home) as instance:
+        assert instance.get_settings("telemetry") == {"enabled": False}
+    assert (home / "dagster.yaml").read_text() == HOME_CONFIG
+    (home / "dagster.yaml").write_text("nux:\n  enabled: false\n")
+    with open_instance(home):
+        assert (home / "dagster.yaml").read_text() == "nux:\n  enabled: false\n"
+
+
+def test_the_definitions_load_quickly_and_without_torch() -> None:
+    """Processor seconds, since other tests run beside this one; the least of three, since the first fills caches."""
+    program = "import sys, assets_defs.definitions; assert not {'torch', 'cv2', 'zarr'} & set(sys.modules)"
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(seconds) < 2.0
+
+
+def test_dagster_validates_the_workspace(tmp_path: Path) -> None:
+    environment = {**os.environ, "DAGSTER_HOME": str(tmp_path), ROOT_VARIABLE: str(tmp_path / "store")}
+    command = [sys.executable, "-m", "dagster", "definitions", "validate", "-w", "workspace.yaml"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

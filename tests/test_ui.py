@@ -1,0 +1,167 @@
+"""`vipe-dag ui` on a user's store, seen through a browser: the graph, a partition materialized by clicking, pictures, and a clean end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import chromium
+import psutil
+import pytest
+from clips import write_clip
+
+from vipe_dag.config import load_config
+from vipe_dag.graph import STAGES
+from vipe_dag.pipeline import run_stage, wanted
+from vipe_dag.placement import CONFIG_VARIABLE, HOME_VARIABLE
+from vipe_dag.store import VideoStore
+from vipe_dag.video import SourceRecord, open_source
+
+START_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running `vipe-dag ui`."""
+
+    process: subprocess.Popen[str]
+    url: str
+    store: VideoStore
+
+
+def serve(root: Path) -> tuple[subprocess.Popen[str], str]:
+    """Starts it in a session of its own and waits for the address that it prints."""
+    environment = {name: value for name, value in os.environ.items() if name not in (HOME_VARIABLE, CONFIG_VARIABLE)}
+    command = [sys.executable, "-m", "vipe_dag", "ui", "--store", str(root), "--port", "0"]
+    log = root / "ui.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        found = re.search(r"(http://127\.0\.0\.1:\d+)/", log.read_text())
+        if found:
+            return process, found[1]
+        time.sleep(0.25)
+    end(process)
+    raise AssertionError(f"no address within {START_SECONDS:.0f} s:\n{log.read_text()}")
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """The process and everything it started."""
+    children = family(process) if process.poll() is None else []
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for child in children:
+        if child.is_running():
+            child.kill()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    chromium.require()
+    folder = tmp_path_factory.mktemp("ui")
+    store = VideoStore(folder / "store")
+    for name, seed in (("computed", 0), ("missing", 1)):
+        clip = write_clip(folder / f"{name}.mp4", 12, seed=seed)
+        store.register(SourceRecord.of(open_source(str(clip)), video_id=name))
+    run_stage(store, "computed", "frames", load_config())
+    process, url = serve(folder / "store")
+    try:
+        yield Served(process, url, store)
+    finally:
+        end(process)
+
+
+@pytest.fixture(scope="module")
+def page(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Page]:
+    with chromium.page(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+def test_the_graph_shows_six_assets(served: Served, page: chromium.Page) -> None:
+    page.open(f"{served.url}/asset-groups")
+    page.wait_for_text("Global asset lineage", *(stage.name for stage in STAGES))
+
+
+def test_videos_of_the_store_are_partitions_and_what_it_has_is_materialized(served: Served, page: chromium.Page) -> None:
+    page.open(f"{served.url}/assets/frames?view=partitions")
+    page.wait_for_text("Materialized (1)", "Missing (1)", "computed", "missing")
+
+
+def test_a_partition_is_materialized_by_clicking(served: Served, page: chromium.Page, tmp_path: Path) -> None:
+    page.open(f"{served.url}/assets/frames?view=partitions")
+    page.wait_for_text("Missing (1)")
+    page.click("//button[contains(., 'Materialize')]")
+    page.wait_for_text("Launch runs to materialize frames")
+    page.click("//button[.='Missing']")
+    page.click("//button[contains(., 'Launch 1 run')]")
+    page.wait_for_text("Materialized (2)", "Missing (0)")
+    pointer = served.store.current("missing", "frames")
+    assert pointer is not None
+    assert pointer.fingerprint == wanted(served.store, "missing", load_config())["frames"]
+    page.open(f"{served.url}/assets/frames?view=partitions&partition=missing")
+    page.wait_for_text("peak_rss_mb", "store_path", pointer.fingerprint)
+
+
+def test_pictures_inside_a_materialization_are_shown(served: Served, page: chromium.Page) -> None:
+    page.open(f"{served.url}/assets/frames?view=partitions&partition=missing")
+    page.wait_for_text("peak_rss_mb")
+    page.click("//button[contains(., 'Show Markdown')]")
+    page._until(lambda: page.picture_widths() or None, "a picture")
+    assert all(width > 0 for width in page.picture_widths())
+
+
+def test_it_listens_on_loopback_only(served: Served) -> None:
+    listening = [
+        connection.laddr.ip
+        for process in family(served.process)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening
+    assert set(listening) <= {"127.0.0.1", "::1"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
+def test_it_ends_with_all_its_processes(tmp_path: Path, number: signal.Signals) -> None:
+    process, url = serve(_empty_store(tmp_path))
+    children = family(process)
+    assert children
+    process.send_signal(number)
+    assert process.wait(60) == 0
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(url, timeout=5)
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
+    process, url = serve(_empty_store(tmp_path))
+    try:
+        port = url.rpartition(":")[2]
+        command = [sys.executable, "-m", "vipe_dag", "ui", "--store", str(tmp_path), "--port", port]
+        second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    finally:
+        end(process)
+    assert second.returncode == 2
+    assert re.fullmatch(rf"error: --host 127.0.0.1 --port {port}: Address already in use; .*\n", second.stderr)
+
+
+def _empty_store(path: Path) -> Path:
+    path.mkdir(exist_ok=True)
+    return path
