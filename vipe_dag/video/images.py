@@ -57,6 +57,11 @@ class ImageFolder:
         parent = self._place.parent.name
         return parent if parent and self._place.name.lower() in _GENERIC_NAMES else self._place.name
 
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Names of the pictures without suffix, by source index: what datasets name their depth maps and masks after."""
+        return tuple(posixpath.splitext(file.name)[0] for file in self._listing.files)
+
     @cached_property
     def digest(self) -> str:
         listing = self._listing
