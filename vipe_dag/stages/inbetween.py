@@ -1,0 +1,123 @@
+"""The camera of every frame: motion-only adjustment against the keyframes before and after, many frames at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation, Slerp
+
+from vipe_dag.sequence import FrameSequence
+from vipe_dag.stages.mapping import Map
+from vipe_kernels.resection import Resections, resect_batch
+
+Float = NDArray[np.float64]
+
+_BATCH = 16
+_LEVELS = 2
+_WEAK = 0.5
+"""Share of weight within 3 px below which a frame is followed again, from dense flow instead of interpolation."""
+
+
+@dataclass
+class FramePoses:
+    """World-to-camera of all T frames, filled in as they are found: rotation (T, 3, 3), translation (T, 3), residual_px, inliers, std (T,)."""
+
+    rotation: Float
+    translation: Float
+    residual_px: Float
+    inliers: Float
+    position_std: Float
+
+    @classmethod
+    def empty(cls, total: int) -> FramePoses:
+        return cls(np.tile(np.eye(3), (total, 1, 1)), np.zeros((total, 3)), np.full(total, np.nan), np.zeros(total), np.zeros(total))
+
+
+def interpolate(scene: Map, a: int, b: int, at: Float) -> tuple[Float, Float]:
+    """World-to-camera (n, 3, 3), (n, 3) between keyframes a and b at shares `at` (n,) of the way: slerp of rotation, straight camera path."""
+    turns = Slerp([0.0, 1.0], Rotation.from_matrix(np.stack([scene.rotation[a], scene.rotation[b]])))(at).as_matrix()
+    ends = [-scene.rotation[k].T @ scene.translation[k] for k in (a, b)]
+    centre = ends[0] + at[:, None] * (ends[1] - ends[0])
+    return turns, -(turns @ centre[..., None])[..., 0]
+
+
+def pose_between(scene: Map, frames: FrameSequence, a: int, b: int, rows: Sequence[int], trust: dict[int, Float], poses: FramePoses, moves: bool) -> None:
+    """Pose `rows`, which lie between keyframes a and b. trust[k] (G,): weight of each grid corner of keyframe k, 0 where its depth is unknown."""
+    times = frames.time
+    start, end = scene.m.keyframes[a].row, scene.m.keyframes[b].row
+    at = np.array([(times[row] - times[start]) / (times[end] - times[start]) for row in rows])
+    rotation, translation = interpolate(scene, a, b, at)
+    for first in range(0, len(rows), _BATCH):
+        part = slice(first, min(first + _BATCH, len(rows)))
+        found = _resect(scene, (a, b), rows[part], rotation[part], translation[part], trust, dense=False)
+        weak = np.nonzero(found.inliers.numpy() < _WEAK)[0]
+        _keep(poses, rows[part], found, range(len(found.inliers)), scene.m.unit, moves)
+        if len(weak):
+            chosen = [rows[part][i] for i in weak]
+            again = _resect(scene, (a, b), chosen, rotation[part][weak], translation[part][weak], trust, dense=True)
+            better = np.nonzero(again.inliers.numpy() > found.inliers.numpy()[weak])[0]
+            _keep(poses, chosen, again, better, scene.m.unit, moves)
+
+
+def _keep(poses: FramePoses, rows: Sequence[int], found: Resections, which: Sequence[int] | NDArray[np.int64], unit: float, moves: bool) -> None:
+    for i in which:
+        row = rows[i]
+        poses.rotation[row], poses.translation[row] = found.rotation[i].numpy(), found.translation[i].numpy()
+        if not moves:
+            poses.translation[row] = 0.0
+        poses.residual_px[row], poses.inliers[row] = float(found.residual_px[i]), float(found.inliers[i])
+        sigma = max(poses.residual_px[row], 0.1 * unit) / 1.18
+        poses.position_std[row] = float(found.position_std[i]) * sigma if moves else 0.0
+
+
+def _resect(
+    scene: Map, keyframes: tuple[int, int], rows: Sequence[int], rotation: Float, translation: Float, trust: dict[int, Float], dense: bool
+) -> Resections:
+    """Follow the corners of both keyframes into each row and solve all rows together."""
+    m, count = scene.m, scene.m.grid_count
+    points = np.concatenate([scene.world_points(k)[:count] for k in keyframes])
+    targets = np.zeros((len(rows), len(points), 2))
+    weights = np.zeros((len(rows), len(points)))
+    for i, row in enumerate(rows):
+        for side, k in enumerate(keyframes):
+            known = trust[k] > 0
+            if dense:
+                guess = m.carry(m.keyframes[k].uv[:count], m.keyframes[k].row, row)
+            else:
+                guess = scene.predict_pose(k, rotation[i], translation[i])[:count].astype(np.float32)
+            target, weight = m.follow(k, row, guess, level=_LEVELS, which=known)
+            part = slice(side * count, (side + 1) * count)
+            targets[i, part], weights[i, part] = target, weight * trust[k]
+    return resect_batch(
+        torch.from_numpy(points).expand(len(rows), -1, -1),
+        torch.from_numpy(targets),
+        torch.from_numpy(weights),
+        scene.model,
+        torch.from_numpy(scene.params),
+        torch.from_numpy(rotation),
+        torch.from_numpy(translation),
+        m.unit,
+        scales=(8.0, 3.0, 1.5, 1.0),
+        steps=2,
+    )
+
+
+def pose_frames(
+    scene: Map,
+    frames: FrameSequence,
+    segments: Sequence[tuple[Sequence[int], bool]],
+    trust: dict[int, Float],
+    poses: FramePoses,
+    progress: Callable[[str, float], None],
+) -> None:
+    """Pose every frame that is not a keyframe. segments: (keyframes, parallax). Keyframe rows of `poses` are filled by the caller."""
+    for keyframes, moves in segments:
+        for a, b in zip(keyframes[:-1], keyframes[1:], strict=True):
+            rows = list(range(scene.m.keyframes[a].row + 1, scene.m.keyframes[b].row))
+            if rows:
+                pose_between(scene, frames, a, b, rows, trust, poses, moves)
+            progress("frames", scene.m.keyframes[b].row / len(frames))

@@ -1,0 +1,163 @@
+"""Self-calibration: the focal length (and radial distortion) under which a few short windows of the video are rigid.
+
+Windows of keyframes with the most parallax are bundle-adjusted together, sharing one camera, from several starting focal lengths; different
+starts end in different basins and the robust cost tells them apart. A log-normal prior on the focal length holds it where the motion does
+not show it, and the reported standard deviation then says so. A given calibration is used exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vipe_dag.calibration import Calibration
+from vipe_dag.config import IntrinsicsConfig
+from vipe_dag.results import Intrinsics, Keyframes
+from vipe_dag.sequence import FrameSequence
+from vipe_dag.stages.launch import launch
+from vipe_dag.stages.mapping import Map, intrinsic_std, pixels_schedule
+from vipe_dag.stages.measurements import Measurements
+from vipe_kernels.bundle import Intrinsic
+
+Float = NDArray[np.float64]
+
+OBSERVABLE_STD = 0.15
+"""Posterior standard deviation of the log focal length below which the motion, not the prior, decided."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive keyframes measured against each other: positions in Measurements, and the parallax in pixels of a 640-pixel picture."""
+
+    keyframes: tuple[int, ...]
+    parallax: float
+
+
+def default_params(width: int, height: int, focal: float) -> Float:
+    """A pinhole camera (9,) of this focal length in pixels, with the principal point in the middle."""
+    return np.array([focal, focal, (width - 1) / 2, (height - 1) / 2, 0, 0, 0, 0, 0], np.float64)
+
+
+def neighbours(count: int, radius: int) -> list[tuple[int, int]]:
+    """Ordered pairs (i, j), i != j, at most `radius` apart, of `count` consecutive keyframes."""
+    return [(i, j) for i in range(count) for j in range(max(0, i - radius), min(count, i + radius + 1)) if i != j]
+
+
+def window_starts(segment: NDArray[np.int32], length: int, at_most: int) -> list[range]:
+    """Evenly spread runs of at most `length` keyframes that stay within one segment (segment: of each keyframe)."""
+    runs: list[range] = []
+    for value in np.unique(segment):
+        inside = np.nonzero(segment == value)[0]
+        first, last = int(inside[0]), int(inside[-1]) + 1
+        if last - first < 2:
+            continue
+        runs += [range(start, min(start + length, last)) for start in range(first, max(first + 1, last - length // 2), max(1, length // 2))]
+    picks = np.unique(np.linspace(0, len(runs) - 1, min(at_most, len(runs))).round().astype(int)) if runs else []
+    return [runs[i] for i in picks]
+
+
+def measure_parallax(scene: Map, window: Sequence[int]) -> float:
+    """Median motion that no rotation explains, between keyframes of a window two apart (one where there are only two), px at 640 wide."""
+    step = 2 if len(window) > 2 else 1
+    seen = []
+    for a, b in zip(window[:-step], window[step:], strict=True):
+        if scene.edges[(a, b)].kept > 0.1:
+            seen.append(scene.rotation_residual(a, b))
+    return float(np.median(seen)) / scene.m.unit if seen else 0.0
+
+
+def windows_of(measurements: Measurements, keyframes: Keyframes, config: IntrinsicsConfig, scene: Map, at_most: int) -> list[Window]:
+    """The windows with the most parallax, best first. Adds their keyframes to the measurements and their sequential edges to the map."""
+    candidates = window_starts(keyframes.segment[keyframes.keyframe], config.window, 2 * at_most)
+    position: dict[int, int] = {}
+    found = []
+    for candidate in candidates:
+        for index in candidate:
+            if index not in position:
+                position[index] = measurements.add(int(keyframes.keyframe[index]))
+        local = [position[index] for index in candidate]
+        order = {k: i for i, k in enumerate(local)}
+        for step in (1, 2):
+            for a, b in zip(local[:-step], local[step:], strict=False):
+                if order[b] - order[a] == step:
+                    scene.connect(a, b, through=local)
+        found.append(Window(tuple(local), measure_parallax(scene, local)))
+    found.sort(key=lambda window: -window.parallax)
+    chosen: list[Window] = []
+    for window in found:
+        if len(chosen) < at_most and not any(set(window.keyframes) & set(other.keyframes) for other in chosen):
+            chosen.append(window)
+    return chosen
+
+
+def calibrate(
+    frames: FrameSequence,
+    keyframes: Keyframes,
+    config: IntrinsicsConfig,
+    given: Calibration | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Intrinsics:
+    """Estimate the camera, or take it as given.
+
+    given: calibration at any resolution; scaled to the frames and returned with zero standard deviation. Otherwise a pinhole (or `brown`, with
+    k1) camera with the principal point in the middle. Flags `focal_unobservable` when the prior decided.
+    """
+    nothing = np.zeros(0)
+    if given is not None:
+        scaled = given.scaled(frames.width, frames.height)
+        return Intrinsics(scaled.camera_model, np.asarray(scaled.params, np.float64), np.zeros(9), "given", nothing, nothing, True, ())
+    side = max(frames.width, frames.height)
+    prior = Intrinsic("focal", float(np.log(config.prior_focal * side)), config.prior_std)
+    params = default_params(frames.width, frames.height, config.prior_focal * side)
+    measurements = Measurements(frames, config.grid_columns, config.matches)
+    scene = Map(measurements, "pinhole", params)
+    chosen = [] if "static" in keyframes.flags else windows_of(measurements, keyframes, config, scene, config.windows)
+    useful = [w for w in chosen if w.parallax > config.min_parallax] or chosen[:1]
+    unknown = Intrinsics(
+        "pinhole", params, _std(params, config.prior_std, 0.0), "estimated", nothing, nothing, False, ("focal_unobservable",)
+    )
+    if not useful:
+        return unknown
+    for window in useful:
+        for i, j in neighbours(len(window.keyframes), config.radius):
+            scene.connect(window.keyframes[i], window.keyframes[j], through=window.keyframes)
+    free = [k for window in useful for k in window.keyframes[1:]]
+    fixed = [window.keyframes[0] for window in useful]
+    schedule = pixels_schedule(config.scales, (6,) * len(config.scales), measurements.unit)
+    focal, cost, solved = [], [], []
+    for done, start in enumerate(config.starts):
+        trial = Map(measurements, "pinhole", default_params(frames.width, frames.height, start * side))
+        trial.edges = scene.edges
+        for window in useful:
+            launch(trial, window.keyframes, config.scales, thorough=False)
+        report = trial.adjust(free, fixed, schedule, (prior,))
+        focal.append(float(trial.params[0]))
+        cost.append(report.cost)
+        solved.append(trial)
+        if progress:
+            progress(done)
+    best = solved[int(np.argmin(cost))]
+    last = pixels_schedule(config.scales[-1:], (10,), measurements.unit, tolerance=1e-5)
+    best.adjust(free, fixed, last, (prior,))
+    std = intrinsic_std(best, free, fixed, (Intrinsic("focal", prior.prior_mean, float("inf")),), config.scales[-1] * measurements.unit)[0]
+    posterior = float(1.0 / np.sqrt(1.0 / std**2 + 1.0 / config.prior_std**2))
+    observable = posterior < OBSERVABLE_STD
+    return Intrinsics(
+        "pinhole",
+        best.params,
+        _std(best.params, posterior, 0.0),
+        "estimated",
+        np.array(focal),
+        np.array(cost),
+        observable,
+        () if observable else ("focal_unobservable",),
+    )
+
+
+def _std(params: Float, log_focal: float, k1: float) -> Float:
+    """Standard deviations (9,): focal from its logarithm; the principal point is assumed, to about 2 % of the picture."""
+    centre = 0.04 * (params[2:4] + 0.5)
+    return np.array([params[0] * log_focal, params[1] * log_focal, centre[0], centre[1], k1, 0, 0, 0, 0])

@@ -1,0 +1,140 @@
+"""Keyframes: the frames between which the camera moved enough to triangulate, and the shots the video consists of.
+
+One pass over the video at reduced size. Dense flow from the last keyframe to the current frame, seeded by the previous answer, gives the
+motion; when it exceeds a share of the picture, or too few pixels are still consistent, a keyframe is set. Where two neighbouring frames
+share neither flow nor verified features, the shot ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vipe_dag.config import KeyframesConfig
+from vipe_dag.results import Keyframes
+from vipe_dag.sequence import FrameSequence
+from vipe_dag.stages.measurements import gray
+from vipe_kernels import tracking
+
+_STATIC_PX = 0.5
+"""A clip whose median motion never exceeds this, in pixels of a 640-pixel picture, does not move."""
+_CUT_CONSISTENT = 0.10
+_CUT_MATCHES = 15
+
+
+@dataclass(frozen=True)
+class _Small:
+    """A frame at the size where motion is measured."""
+
+    image: NDArray[np.uint8]
+    texture: NDArray[np.bool_]
+
+
+def _shrink(frames: FrameSequence, row: int, side: int) -> _Small:
+    image = gray(frames, row)
+    factor = min(1.0, side / max(image.shape))
+    if factor < 1.0:
+        image = np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA), np.uint8)
+    strength = cv2.cornerMinEigenVal(image.astype(np.float32), 5, ksize=3)
+    return _Small(image, np.asarray(strength > 4.0))
+
+
+def _motion(a: _Small, b: _Small, guess: NDArray[np.float32] | None) -> tuple[NDArray[np.float32], float, float]:
+    """Flow a -> b, its median length over textured pixels, and the share of those that flow back to where they came from."""
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    forward = dis.calc(a.image, b.image, None if guess is None else guess.copy())
+    backward = dis.calc(b.image, a.image, -forward)
+    y, x = np.nonzero(a.texture)
+    if len(x) < 50:
+        y, x = (v.ravel() for v in np.mgrid[0 : a.image.shape[0] : 4, 0 : a.image.shape[1] : 4])
+    thin = max(1, len(x) // 4000)
+    y, x = y[::thin], x[::thin]
+    uv = np.stack([x, y], 1).astype(np.float32)
+    there = uv + forward[y, x]
+    closing = there + tracking.sample(backward, there) - uv
+    inside = (there >= 0).all(1) & (there[:, 0] < b.image.shape[1]) & (there[:, 1] < b.image.shape[0])
+    good = inside & (np.linalg.norm(closing, axis=1) < 1.0)
+    share = float(good.mean())
+    moved = np.linalg.norm(forward[y, x], axis=1)
+    return forward, float(np.median(moved[good] if good.sum() > 20 else moved)), share
+
+
+def _same_place(frames: FrameSequence, rows: list[tuple[int, int]]) -> bool:
+    """Whether any pair of rows shows the same rigid place: enough SIFT matches that agree on one epipolar geometry."""
+    unit = tracking.pixel_unit(frames.width, frames.height)
+    for first, second in rows:
+        a, b = (tracking.detect(gray(frames, row), 1000) for row in (first, second))
+        pairs = tracking.match(a, b)
+        if len(pairs) >= _CUT_MATCHES and tracking.verify(a.uv[pairs[:, 0]], b.uv[pairs[:, 1]], 2.0 * unit).sum() >= _CUT_MATCHES:
+            return True
+    return False
+
+
+def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[int], None] | None = None) -> Keyframes:
+    """Choose keyframes and cut the video into shots.
+
+    frames: T >= 2 rows. Every shot's first and last row is a keyframe, so that each other frame lies between two. Motion is in pixels of the
+    frames handed in. Never raises for degenerate video; flags `static`, `segments`, `low_texture`, `short`.
+    """
+    total = len(frames)
+    scale = max(1.0, max(frames.width, frames.height) / config.side)
+    limit = config.motion * max(frames.width, frames.height)
+    motion, sharpness = np.zeros(total, np.float32), np.zeros(total, np.float32)
+    segment = np.zeros(total, np.int32)
+    keyframe = [0]
+    texture_share = []
+    anchor = last = _shrink(frames, 0, config.side)
+    sharpness[0] = cv2.Laplacian(last.image, cv2.CV_32F).var()
+    guess: NDArray[np.float32] | None = None
+    static_limit = _STATIC_PX * max(frames.width, frames.height) / 640.0
+    for row in range(1, total):
+        current = _shrink(frames, row, config.side)
+        sharpness[row] = cv2.Laplacian(current.image, cv2.CV_32F).var()
+        texture_share.append(float(current.texture.mean()))
+        segment[row] = segment[row - 1]
+        flow, moved, share = _motion(anchor, current, guess)
+        if share < config.consistent and anchor is not last:
+            # Too far from the last keyframe: the previous frame becomes one, and motion is measured from there.
+            if keyframe[-1] != row - 1:
+                keyframe.append(row - 1)
+            anchor = last
+            flow, moved, share = _motion(anchor, current, None)
+        if share < _CUT_CONSISTENT:
+            ahead = min(total - 1, row + 2)
+            behind = max(0, row - 2)
+            if segment[behind] != segment[row]:
+                behind = row - 1
+            if not _same_place(frames, [(row - 1, row), (behind, ahead), (row - 1, ahead)]):
+                if keyframe[-1] != row - 1:
+                    keyframe.append(row - 1)
+                segment[row] += 1
+                keyframe.append(row)
+                anchor, guess = current, None
+                last = current
+                if progress:
+                    progress(row)
+                continue
+        motion[row] = moved * scale
+        guess = flow
+        if moved * scale > limit or share < config.consistent:
+            keyframe.append(row)
+            anchor, guess = current, None
+        last = current
+        if progress:
+            progress(row)
+    if keyframe[-1] != total - 1:
+        keyframe.append(total - 1)
+    flags = []
+    if float(np.max(motion)) < max(static_limit, 1e-9) and segment[-1] == 0:
+        flags.append("static")
+    if segment[-1] > 0:
+        flags.append("segments")
+    if np.median(texture_share) < 0.02:
+        flags.append("low_texture")
+    if total < 8:
+        flags.append("short")
+    return Keyframes(np.array(keyframe, np.int64), motion, segment, sharpness, tuple(flags))

@@ -1,0 +1,116 @@
+"""How a map begins: a window of keyframes placed from several hypotheses, of which the robust cost chooses.
+
+The cost of a short window has more than one basin (a plane turning one way explains almost the same motion as one turning the other way, and
+forward motion almost the same as backward motion). Each hypothesis is adjusted with graduated non-convexity; the lowest cost wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vipe_dag.stages.mapping import Map, pixels_schedule, tensor
+from vipe_kernels import cameras
+
+Float = NDArray[np.float64]
+
+_PACE = 0.1
+"""Step per keyframe of the moving hypotheses, in units of the starting depth."""
+_ENOUGH = 40
+
+
+def rotating(scene: Map, window: Sequence[int], pace: float) -> None:
+    """Rotations chained from aligned rays, all points at depth 1, the camera moving `pace` forward from one keyframe to the next."""
+    rotation, translation = np.eye(3), np.zeros(3)
+    for position, k in enumerate(window):
+        if position:
+            turn = scene.relative_rotation(window[position - 1], k)
+            rotation, translation = turn @ rotation, turn @ translation - np.array([0.0, 0.0, pace])
+        scene.place(k, rotation, translation, np.ones(len(scene.m.keyframes[k].uv)))
+
+
+def widest_pair(scene: Map, window: Sequence[int]) -> tuple[int, int] | None:
+    """The two keyframes of a window with the most parallax among those that share enough points."""
+    best, widest = None, 0.0
+    for i, a in enumerate(window):
+        for b in window[i + 1 :]:
+            edge = scene.edges.get((a, b))
+            if edge is None or (edge.weight > 0.05).sum() < _ENOUGH:
+                continue
+            spread = scene.rotation_residual(a, b) * min(1.0, (edge.weight > 0.05).sum() / (4 * _ENOUGH))
+            if spread > widest:
+                best, widest = (a, b), spread
+    return best
+
+
+def from_pair(scene: Map, window: Sequence[int]) -> bool:
+    """Two-view geometry of the widest pair (five-point algorithm, Nister 2004, in MAGSAC++), then resection of the others. False: no such pair."""
+    pair = widest_pair(scene, window)
+    if pair is None:
+        return False
+    a, b = pair
+    edge = scene.edges[pair]
+    seen = edge.weight > 0.05
+    rays_a = scene.rays(a)
+    rays_b = cameras.unproject(tensor(edge.target.astype(np.float64)), tensor(scene.params), scene.model).numpy()
+    cv2.setRNGSeed(7)
+    threshold = 1.0 * scene.m.unit / scene.params[0]
+    xa, xb = np.ascontiguousarray(rays_a[seen, :2]), np.ascontiguousarray(rays_b[seen, :2])
+    essential, mask = cv2.findEssentialMat(xa, xb, np.eye(3), cv2.USAC_MAGSAC, 0.999, threshold)
+    if essential is None or essential.shape != (3, 3):
+        return False
+    _, rotation, translation, _ = cv2.recoverPose(essential, xa, xb, np.eye(3), mask=mask.copy())
+    t = translation.ravel() * _PACE * max(1, abs(window.index(a) - window.index(b)))
+    normal = np.cross(rays_b, np.broadcast_to(t, rays_b.shape))
+    depth = -(np.cross(rays_b, rays_a @ rotation.T) * normal).sum(1) / np.maximum((normal * normal).sum(1), 1e-12)
+    good = seen & (depth > 1e-3) & (depth < 1e3)
+    if good.sum() < _ENOUGH // 2:
+        return False
+    typical = float(np.median(depth[good]))
+    scene.place(a, np.eye(3), np.zeros(3), np.where(good, depth, typical) / typical)
+    scene.place(b, rotation, t * typical, np.ones(len(rays_a)))
+    found = scene.extend(b, [a])
+    if found is None:
+        return False
+    posed = [a, b]
+    scene.adjust([b], [a], pixels_schedule((3.0, 1.5), (3, 3), scene.m.unit))
+    for k in sorted((k for k in window if k not in pair), key=lambda k: min(abs(window.index(k) - window.index(p)) for p in pair)):
+        near = sorted(posed, key=lambda p: abs(window.index(p) - window.index(k)))
+        if scene.extend(k, [p for p in near if (p, k) in scene.edges][:4]) is None:
+            return False
+        posed.append(k)
+        scene.adjust([p for p in posed if p != a], [a], pixels_schedule((2.0,), (2,), scene.m.unit))
+    return True
+
+
+def launch(scene: Map, window: Sequence[int], scales: Sequence[float], thorough: bool) -> float:
+    """Place a window by the best hypothesis, in place, first keyframe at identity; returns its robust cost. Intrinsics stay as they are.
+
+    thorough: try the moving hypotheses even where two-view geometry gave an answer.
+    """
+    hypotheses: list[Callable[[], bool]] = [
+        lambda: from_pair(scene, window),
+        *((lambda pace=pace: rotating(scene, window, pace) is None) for pace in (0.0, _PACE, -_PACE)),
+    ]
+    best: dict[int, tuple[Float, Float, Float]] = {}
+    lowest = float("inf")
+    steps = (6,) + (5,) * (len(scales) - 1)
+    for hypothesis in hypotheses:
+        if best and not thorough:
+            break
+        for k in window:
+            scene.forget(k)
+        if not hypothesis():
+            continue
+        report = scene.adjust(window[1:], window[:1], pixels_schedule(scales, steps, scene.m.unit))
+        if report.cost < lowest:
+            lowest = report.cost
+            best = {k: (scene.rotation[k], scene.translation[k], scene.inverse_depth[k]) for k in window}
+    for k, placed in best.items():
+        scene.place(k, *placed)
+    scene.anchor(window)
+    scene.rescale(window)
+    return lowest

@@ -1,0 +1,172 @@
+"""Correspondences between keyframes: where they come from and how much each is trusted.
+
+One representation serves dense flow and sparse matches alike: a keyframe owns P points (corners on a grid, then SIFT keypoints) and an edge
+i -> j holds, for each point of i, its pixel in j and a weight. Pixels are read on demand and kept in a small cache, so memory holds keypoints
+and edges, never the clip.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vipe_dag.sequence import FrameSequence
+from vipe_kernels import tracking
+from vipe_kernels.tracking import Features, Tracker
+
+Array = NDArray[np.float32]
+T = TypeVar("T")
+
+_FLOW_SIGMA = 0.5
+"""Forward-backward error, in units of a 640-pixel picture, at which a followed point loses most of its weight."""
+_MATCH_WEIGHT = 0.25
+"""A SIFT keypoint is located about half as well as a refined corner: a quarter of the weight."""
+
+
+def gray(frames: FrameSequence, row: int) -> NDArray[np.uint8]:
+    """(H, W) luma of one row."""
+    return np.asarray(cv2.cvtColor(frames.rgb(row), cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+class Cache:
+    """The most recently used values of a costly function."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.items: OrderedDict[object, object] = OrderedDict()
+
+    def get(self, key: object, make: Callable[[], T]) -> T:
+        if key in self.items:
+            self.items.move_to_end(key)
+        else:
+            self.items[key] = make()
+            if len(self.items) > self.size:
+                self.items.popitem(last=False)
+        return self.items[key]  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class KeyframePoints:
+    """Points of one keyframe: uv (P, 2) float32 pixels, grid corners (row-major) first; sigma (P,) float32 px; features of the SIFT tail."""
+
+    row: int
+    uv: Array
+    sigma: Array
+    features: Features
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Points of keyframe `source` seen in keyframe `destination`: target (P, 2) float32 px; weight (P,) float32; kept: share of grid points followed."""
+
+    source: int
+    destination: int
+    target: Array
+    weight: Array
+    kept: float
+
+
+class Measurements:
+    """Keyframes and the edges between them. `grid_columns` corners along the long side; `match_count` SIFT keypoints a keyframe."""
+
+    def __init__(self, frames: FrameSequence, grid_columns: int, match_count: int, cache: int = 12) -> None:
+        self.frames = frames
+        self.grid_columns = grid_columns
+        self.match_count = match_count
+        self.unit = tracking.pixel_unit(frames.width, frames.height)
+        self.keyframes: list[KeyframePoints] = []
+        self.grid_shape = (0, 0)
+        self._gray = Cache(cache)
+        self._tracker = Cache(cache)
+        self._flow = Cache(2 * cache)
+
+    def add(self, row: int) -> int:
+        """Make row a keyframe; returns its index."""
+        image = self.gray(row)
+        uv, sigma = tracking.grid_corners(image, self.grid_columns)
+        self.grid_shape = (uv.shape[0], uv.shape[1])
+        features = tracking.detect(image, self.match_count)
+        padding = np.zeros((self.match_count - len(features.uv), 2), np.float32)
+        points = np.concatenate([uv.reshape(-1, 2), features.uv, padding])
+        spread = np.concatenate([sigma.ravel(), np.full(self.match_count, 0.5 * self.unit, np.float32)])
+        self.keyframes.append(KeyframePoints(row, points, spread, features))
+        return len(self.keyframes) - 1
+
+    @property
+    def grid_count(self) -> int:
+        return self.grid_shape[0] * self.grid_shape[1]
+
+    def gray(self, row: int) -> NDArray[np.uint8]:
+        return self._gray.get(row, lambda: gray(self.frames, row))
+
+    def tracker(self, row: int) -> Tracker:
+        return self._tracker.get(row, lambda: Tracker.of(self.gray(row)))
+
+    def dense(self, source_row: int, destination_row: int) -> Array:
+        """Coarse dense flow between two rows at half resolution: (H // 2, W // 2, 2), in half-resolution pixels."""
+
+        def make() -> Array:
+            size = (self.frames.width // 2, self.frames.height // 2)
+            a, b = (cv2.resize(self.gray(row), size, interpolation=cv2.INTER_AREA) for row in (source_row, destination_row))
+            return tracking.dense_seed(np.asarray(a, np.uint8), np.asarray(b, np.uint8))
+
+        return self._flow.get((source_row, destination_row), make)
+
+    def carry(self, uv: Array, source_row: int, destination_row: int) -> Array:
+        """Where dense flow takes pixels of one row in another: (N, 2) float32."""
+        flow = self.dense(source_row, destination_row)
+        scale = np.array([self.frames.width / flow.shape[1], self.frames.height / flow.shape[0]], np.float32)
+        half = (uv + 0.5) / scale - 0.5
+        return (uv + tracking.sample(flow, half.astype(np.float32)) * scale).astype(np.float32)
+
+    def chain(self, path: Sequence[int]) -> Array:
+        """A guess of where the grid corners of the first keyframe of a path are in the last, by dense flow from one to the next: (G, 2)."""
+        uv = self.keyframes[path[0]].uv[: self.grid_count]
+        for a, b in zip(path[:-1], path[1:], strict=True):
+            uv = self.carry(uv, self.keyframes[a].row, self.keyframes[b].row)
+        return uv
+
+    def follow(
+        self, source: int, row: int, guess: Array, level: int = 1, which: NDArray[np.bool_] | None = None
+    ) -> tuple[Array, Array]:
+        """Grid corners of a keyframe refined in any row from a guess (G, 2): target (G, 2), weight (G,). which (G,): follow only these."""
+        points = self.keyframes[source]
+        chosen = np.arange(self.grid_count) if which is None else np.nonzero(which)[0]
+        uv = points.uv[: self.grid_count]
+        target, weight = guess.copy(), np.zeros(self.grid_count, np.float32)
+        found, error = tracking.follow(self.tracker(points.row), self.tracker(row), uv[chosen], guess[chosen], level)
+        trust = np.exp(-np.square(error / (_FLOW_SIGMA * self.unit)))
+        sigma = points.sigma[chosen] / (0.3 * self.unit)
+        target[chosen] = found
+        weight[chosen] = np.where(error < 2 * _FLOW_SIGMA * self.unit, trust / (1.0 + sigma * sigma), 0.0)
+        return target, weight
+
+    def edge(self, source: int, destination: int, guess: Array) -> Edge:
+        """Measure one edge: grid corners by flow from a guess (G, 2), SIFT keypoints by matching."""
+        a, b = self.keyframes[source], self.keyframes[destination]
+        target = a.uv.copy()
+        weight = np.zeros(len(a.uv), np.float32)
+        count = self.grid_count
+        target[:count], weight[:count] = self.follow(source, b.row, guess)
+        usable = a.sigma[:count] < 1.0 * self.unit
+        kept = float((weight[:count] > 0.05)[usable].mean()) if usable.any() else 0.0
+        pairs = self.matches(source, destination)
+        target[count + pairs[:, 0]] = b.features.uv[pairs[:, 1]]
+        weight[count + pairs[:, 0]] = _MATCH_WEIGHT
+        # A wide step leaves few corners, and consistency alone does not make those right: what remains counts for less.
+        weight[:count] *= min(1.0, kept / 0.3)
+        return Edge(source, destination, target, weight, kept)
+
+    def matches(self, source: int, destination: int, at_least: int = 15) -> NDArray[np.int64]:
+        """Geometrically verified SIFT matches between two keyframes: (M, 2) indices, empty when fewer than `at_least` agree."""
+        a, b = self.keyframes[source].features, self.keyframes[destination].features
+        pairs = tracking.match(a, b)
+        if len(pairs) >= at_least:
+            pairs = pairs[tracking.verify(a.uv[pairs[:, 0]], b.uv[pairs[:, 1]], 1.5 * self.unit)]
+        return pairs if len(pairs) >= at_least else np.zeros((0, 2), np.int64)

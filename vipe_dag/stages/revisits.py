@@ -1,0 +1,87 @@
+"""Pairs of keyframes far apart in time that show the same place: by the map where it can be trusted, by appearance where it has drifted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vipe_dag.stages.mapping import Map
+
+Float = NDArray[np.float64]
+
+_SAMPLES = 48
+_WORDS = 64
+
+
+def overlap(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
+    """Share (K, K) of the points of each keyframe (row) that the map puts into the picture of another (column), seen within 45 degrees."""
+    count = len(keyframes)
+    rotation = np.stack([scene.rotation[k] for k in keyframes])
+    translation = np.stack([scene.translation[k] for k in keyframes])
+    width, height = scene.m.frames.width, scene.m.frames.height
+    half = np.array([(width - 1) / 2, (height - 1) / 2])
+    limit = (half + 1) / scene.params[:2]
+    shift = (half - scene.params[2:4]) / scene.params[:2]
+    centre = -(rotation.transpose(0, 2, 1) @ translation[..., None])[..., 0]
+    result = np.zeros((count, count), np.float32)
+    for i, k in enumerate(keyframes):
+        points = scene.world_points(k)[: scene.m.grid_count]
+        points = points[:: max(1, len(points) // _SAMPLES)]
+        camera = points[None, :, :3] @ rotation.transpose(0, 2, 1) + translation[:, None] * points[None, :, 3:]
+        z = np.maximum(camera[..., 2], 1e-9)
+        inside = (np.abs(camera[..., 0] / z - shift[0]) < limit[0]) & (np.abs(camera[..., 1] / z - shift[1]) < limit[1])
+        from_here = points[:, :3] - points[:, 3:] * centre[i]
+        from_there = points[None, :, :3] - points[None, :, 3:] * centre[:, None]
+        cosine = (from_there * from_here).sum(-1) / (np.linalg.norm(from_there, axis=-1) * np.linalg.norm(from_here, axis=-1) + 1e-12)
+        result[i] = ((camera[..., 2] > 1e-6) & inside & (cosine > 0.7)).mean(1)
+    return np.asarray(np.minimum(result, result.T), np.float32)
+
+
+def likeness(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
+    """Cosine similarity (K, K) of TF-IDF histograms over a visual vocabulary learned from the clip itself (Sivic and Zisserman 2003)."""
+    descriptors = [scene.m.keyframes[k].features.descriptor for k in keyframes]
+    pool = np.concatenate(descriptors)
+    if len(pool) < 4 * _WORDS:
+        return np.zeros((len(keyframes), len(keyframes)), np.float32)
+    cv2.setRNGSeed(7)
+    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 10, 1e-3)
+    sample = np.ascontiguousarray(pool[:: max(1, len(pool) // 10_000)])
+    _, _, words = cv2.kmeans(sample, _WORDS, np.empty(0, np.int32), criteria, 1, cv2.KMEANS_PP_CENTERS)  # type: ignore[call-overload]
+    histogram = np.zeros((len(keyframes), _WORDS), np.float32)
+    for row, descriptor in enumerate(descriptors):
+        if len(descriptor):
+            nearest = (descriptor @ words.T - 0.5 * np.square(words).sum(1)).argmax(1)
+            histogram[row] = np.bincount(nearest, minlength=_WORDS)
+    histogram *= np.log(len(keyframes) / np.maximum((histogram > 0).sum(0), 1)) + 0.1
+    histogram /= np.linalg.norm(histogram, axis=1, keepdims=True) + 1e-9
+    return np.asarray(histogram @ histogram.T, np.float32)
+
+
+def far_pairs(scene: Map, keyframes: Sequence[int], radius: int, per_keyframe: float) -> list[tuple[int, int]]:
+    """Candidates (earlier, later), best first, at most per_keyframe * K: overlapping by the map, then alike by appearance.
+
+    A chosen pair suppresses its direct neighbours, so that the budget is spent on different places.
+    """
+    count = len(keyframes)
+    if count <= radius + 1:
+        return []
+    i, j = np.triu_indices(count, radius + 1)
+    by_map, by_look = overlap(scene, keyframes)[i, j], likeness(scene, keyframes)[i, j]
+    budget = max(1, int(per_keyframe * count))
+    chosen: list[tuple[int, int]] = []
+    blocked = np.zeros((count, count), bool)
+    for score, least, share in ((by_map, 0.3, budget), (by_look, 0.5, budget // 3)):
+        taken = 0
+        for index in np.argsort(-score, kind="stable"):
+            if score[index] < least or taken >= share:
+                break
+            a, b = int(i[index]), int(j[index])
+            if blocked[a, b]:
+                continue
+            blocked[max(0, a - 1) : a + 2, max(0, b - 1) : b + 2] = True
+            chosen.append((keyframes[a], keyframes[b]))
+            taken += 1
+    return chosen

@@ -1,0 +1,138 @@
+"""Camera pose from points of known position (motion-only bundle adjustment), for many frames at once.
+
+World points are homogeneous, [x y z w] with w an inverse depth, so points at infinity (w = 0) take part and determine rotation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vipe_kernels import cameras
+from vipe_kernels.bundle import exp_se3
+
+Float = NDArray[np.float64]
+
+_SCALES = (16.0, 8.0, 4.0, 2.0, 1.5, 1.0)
+_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Resection:
+    """rotation (3, 3), translation (3,) world-to-camera; residual_px: weighted median residual; inliers: share of weight below 3 px (640-wide)."""
+
+    rotation: Float
+    translation: Float
+    residual_px: float
+    inliers: float
+
+
+@dataclass(frozen=True)
+class Resections:
+    """The same for F frames: rotation (F, 3, 3), translation (F, 3), residual_px (F,), inliers (F,), position_std (F,) for 1 px noise."""
+
+    rotation: Tensor
+    translation: Tensor
+    residual_px: Tensor
+    inliers: Tensor
+    position_std: Tensor
+
+
+def resect_batch(
+    points: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    model: str,
+    params: Tensor,
+    rotation: Tensor,
+    translation: Tensor,
+    unit: float,
+    scales: Sequence[float] = _SCALES,
+    steps: int = _STEPS,
+) -> Resections:
+    """Minimise sum w rho(|project(R x + t w) - target|) over each frame's pose; Geman-McClure with shrinking scale.
+
+    points (F, N, 4) homogeneous world; targets (F, N, 2) px; weights (F, N), 0 = absent; rotation (F, 3, 3), translation (F, 3) starts.
+    unit: pixels per pixel of a 640-wide picture. A step whose cost rises at its scale is halved once, then dropped.
+    """
+    dtype = points.dtype
+    eye = torch.eye(6, dtype=dtype)
+
+    def evaluate(r: Tensor, t: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        camera = points[..., :3] @ r.transpose(-1, -2) + t[:, None] * points[..., 3:]
+        uv, A, _ = cameras.project_with_jacobian(camera, params, model, columns=())
+        error = targets - uv
+        squared = error.square().sum(-1)
+        front = camera[..., 2] > 0.02 * camera.norm(dim=-1)
+        w = weights * front
+        shape = scale * scale / (scale * scale + squared)
+        missing = weights * ~front * scale * scale
+        cost = (w * squared * shape + missing).sum(1)
+        J = torch.cat([A * points[..., 3, None, None], torch.cross(camera.unsqueeze(-2).expand_as(A), A, dim=-1)], -1)
+        WJ = J * (w * shape * shape)[..., None, None]
+        H = J.reshape(len(J), -1, 6).transpose(1, 2) @ WJ.reshape(len(J), -1, 6)
+        g = (WJ * error.unsqueeze(-1)).sum((1, 2))
+        return cost, H, g, torch.where(front, squared.sqrt(), torch.full_like(squared, 1e6))
+
+    distance = torch.empty(0)
+    H = eye.expand(len(points), 6, 6)
+    for scale in scales:
+        cost, H, g, distance = evaluate(rotation, translation, scale * unit)
+        for _ in range(steps):
+            diagonal = torch.diag_embed(H.diagonal(dim1=1, dim2=2) * 1e-4 + 1e-9)
+            delta = torch.linalg.solve(H + diagonal + 1e-9 * eye, g.unsqueeze(-1)).squeeze(-1)
+            for fraction in (1.0, 0.3):
+                r, t = exp_se3(delta * fraction)
+                r_new, t_new = r @ rotation, (r @ translation.unsqueeze(-1)).squeeze(-1) + t
+                tried = evaluate(r_new, t_new, scale * unit)
+                better = tried[0] <= cost
+                rotation = torch.where(better[:, None, None], r_new, rotation)
+                translation = torch.where(better[:, None], t_new, translation)
+                cost, H, g, distance = (
+                    torch.where(better.view(-1, *[1] * (old.dim() - 1)), new, old)
+                    for new, old in zip(tried, (cost, H, g, distance), strict=True)
+                )
+                if bool(better.all()):
+                    break
+    total = weights.sum(1).clamp_min(1e-12)
+    inliers = (weights * (distance < 3.0 * unit)).sum(1) / total
+    order = distance.argsort(1)
+    cumulative = weights.gather(1, order).cumsum(1)
+    middle = (cumulative < 0.5 * total[:, None]).sum(1).clamp_max(distance.shape[1] - 1)
+    median = distance.gather(1, order).gather(1, middle[:, None]).squeeze(1)
+    variance = torch.linalg.inv(H + torch.diag_embed(H.diagonal(dim1=1, dim2=2) * 1e-9 + 1e-9)).diagonal(dim1=1, dim2=2)[:, :3]
+    # the camera centre is -R^T t; to first order its covariance is that of tau
+    return Resections(rotation, translation, median, inliers, variance.clamp_min(0).sum(-1).sqrt())
+
+
+def resect(
+    points: Float, targets: Float, weights: Float, model: str, params: Float, starts: Sequence[tuple[Float, Float]], unit: float
+) -> Resection | None:
+    """One frame from several starts; the one that explains most weight wins. None with fewer than 6 points.
+
+    points (N, 4), targets (N, 2), weights (N,); starts: (rotation (3, 3), translation (3,)) world-to-camera.
+    """
+    if (weights > 0).sum() < 6:
+        return None
+    count = len(starts)
+    rotation = torch.from_numpy(np.stack([r for r, _ in starts]))
+    translation = torch.from_numpy(np.stack([t for _, t in starts]))
+    found = resect_batch(
+        torch.from_numpy(points).expand(count, -1, -1),
+        torch.from_numpy(targets).expand(count, -1, -1),
+        torch.from_numpy(weights).expand(count, -1),
+        model,
+        torch.from_numpy(params),
+        rotation,
+        translation,
+        unit,
+    )
+    best = int((found.inliers - 0.01 * found.residual_px / unit).argmax())
+    return Resection(
+        found.rotation[best].numpy(), found.translation[best].numpy(), float(found.residual_px[best]), float(found.inliers[best])
+    )

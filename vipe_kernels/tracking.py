@@ -1,0 +1,168 @@
+"""Point correspondences between two images: corners on a grid, followed by dense flow and refined by Lucas-Kanade; SIFT for wide baselines.
+
+Everything is OpenCV on the CPU and deterministic. Pixel centres at integers. Lengths are in pixels of the image handed in; thresholds
+scale with `pixel_unit(width, height)` so that they survive a change of resolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Gray = NDArray[np.uint8]
+Points = NDArray[np.float32]
+
+_LK_CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.01)
+_NOISE = 4.0
+"""Standard deviation of normalised grey levels that is not signal: sensor noise and compression."""
+
+
+def pixel_unit(width: int, height: int) -> float:
+    """Length of one pixel of a 640-pixel-wide picture, in pixels of a picture of this size (long side counts)."""
+    return max(width, height) / 640.0
+
+
+def normalise(gray: Gray) -> Gray:
+    """Local contrast normalisation, (H, W) uint8 -> (H, W) uint8: exposure changes and vignetting must not look like motion."""
+    image = gray.astype(np.float32)
+    size = int(round(12 * pixel_unit(gray.shape[1], gray.shape[0]))) * 2 + 1
+    mean = cv2.boxFilter(image, -1, (size, size))
+    variance = cv2.boxFilter(image * image, -1, (size, size)) - mean * mean
+    return np.clip(128.0 + 40.0 * (image - mean) / (np.sqrt(np.maximum(variance, 0.0)) + 8.0), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """One image made ready for point tracking: locally normalised, with the side of the window that Lucas-Kanade compares."""
+
+    image: Gray
+    window: int
+
+    @classmethod
+    def of(cls, gray: Gray) -> Tracker:
+        return cls(normalise(gray), int(round(7 * pixel_unit(gray.shape[1], gray.shape[0]))) * 2 + 1)
+
+
+def grid_corners(image: Gray, columns: int) -> tuple[Points, NDArray[np.float32]]:
+    """The strongest corner of every cell of a regular grid.
+
+    image (H, W) uint8; columns: cells along the long side. Returns uv (gy, gx, 2) float32 and sigma (gy, gx) float32: the standard deviation
+    in pixels with which a 15-pixel window at that corner can be located (Shi and Tomasi 1994: inverse of the smaller eigenvalue).
+    """
+    height, width = image.shape
+    cell = max(8, int(np.ceil(max(width, height) / columns)))
+    gy, gx = max(1, height // cell), max(1, width // cell)
+    off_y, off_x = (height - gy * cell) // 2, (width - gx * cell) // 2
+    block = 7
+    eigen = cv2.cornerMinEigenVal(image.astype(np.float32), block, ksize=3) / 4.0
+    margin = min(8, cell // 2)
+    eigen[:margin], eigen[-margin:], eigen[:, :margin], eigen[:, -margin:] = 0, 0, 0, 0
+    cells = eigen[off_y : off_y + gy * cell, off_x : off_x + gx * cell].reshape(gy, cell, gx, cell).transpose(0, 2, 1, 3).reshape(gy, gx, -1)
+    best = cells.argmax(-1)
+    strength = np.take_along_axis(cells, best[..., None], -1)[..., 0]
+    centre = (cell // 2) * cell + cell // 2
+    best = np.where(strength > 0, best, centre)
+    uv = np.stack([best % cell + off_x + cell * np.arange(gx)[None, :], best // cell + off_y + cell * np.arange(gy)[:, None]], -1).astype(np.float32)
+    sigma = _NOISE * np.sqrt(2.0) / np.sqrt(15.0 * 15.0 * np.maximum(strength, 1e-4))
+    return uv, sigma.astype(np.float32)
+
+
+def dense_seed(source: Gray, target: Gray, preset: int = cv2.DISOPTICAL_FLOW_PRESET_FAST) -> NDArray[np.float32]:
+    """Dense inverse search flow (Kroeger et al. 2016), (H, W, 2) float32, source to target."""
+    dis = cv2.DISOpticalFlow_create(preset)
+    return np.asarray(dis.calc(source, target, None), np.float32)
+
+
+def sample(field: NDArray[np.float32], uv: Points) -> NDArray[np.float32]:
+    """Bilinear samples of field (H, W, C) at uv (N, 2), border replicated: (N, C) float32."""
+    # cv2.remap takes pictures below 32,768 a side, so a long list becomes a picture 1,024 wide.
+    width = 1024
+    padded = np.zeros((-(-len(uv) // width) * width, 2), np.float32)
+    padded[: len(uv)] = uv
+    x, y = padded[:, 0].reshape(-1, width), padded[:, 1].reshape(-1, width)
+    out = cv2.remap(field, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(out, np.float32).reshape(len(padded), -1)[: len(uv)]
+
+
+def follow(source: Tracker, target: Tracker, uv: Points, guess: Points, level: int = 1) -> tuple[Points, NDArray[np.float32]]:
+    """Lucas-Kanade from a guess, forward and backward.
+
+    uv, guess (N, 2) float32. Returns the positions in the target (N, 2) and the forward-backward error (N,) in pixels, inf where lost or outside.
+    """
+    if len(uv) == 0:
+        return uv.copy(), np.zeros(0, np.float32)
+    window = (source.window, source.window)
+    flags = cv2.OPTFLOW_USE_INITIAL_FLOW
+    start, aim = uv.reshape(-1, 1, 2), np.ascontiguousarray(guess, np.float32).reshape(-1, 1, 2)
+    there, ok, _ = cv2.calcOpticalFlowPyrLK(
+        source.image, target.image, start, aim.copy(), winSize=window, maxLevel=level, criteria=_LK_CRITERIA, flags=flags, minEigThreshold=1e-5
+    )
+    # The way back starts from where the guess would have put it, not from the answer, or every point would look consistent.
+    hint = (there - (aim - start)).astype(np.float32)
+    back, ok_back, _ = cv2.calcOpticalFlowPyrLK(
+        target.image, source.image, there, hint, winSize=window, maxLevel=level, criteria=_LK_CRITERIA, flags=flags, minEigThreshold=1e-5
+    )
+    there, back = there.reshape(-1, 2), back.reshape(-1, 2)
+    error = np.linalg.norm(back - uv, axis=1)
+    height, width = target.image.shape
+    inside = (there[:, 0] >= 2) & (there[:, 1] >= 2) & (there[:, 0] <= width - 3) & (there[:, 1] <= height - 3)
+    good = (ok.ravel() > 0) & (ok_back.ravel() > 0) & inside & np.isfinite(error)
+    return there.astype(np.float32), np.where(good, error, np.inf).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Features:
+    """SIFT keypoints of one image: uv (N, 2) float32, descriptor (N, 128) float32 (RootSIFT)."""
+
+    uv: Points
+    descriptor: NDArray[np.float32]
+
+
+def detect(gray: Gray, count: int) -> Features:
+    """At most `count` RootSIFT features (Lowe 2004; Arandjelovic and Zisserman 2012), strongest first, spread by a coarse grid."""
+    height, width = gray.shape
+    keypoints, descriptor = cv2.SIFT_create(nfeatures=0, contrastThreshold=0.02).detectAndCompute(gray, None)
+    if descriptor is None or len(keypoints) == 0:
+        return Features(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32))
+    uv = np.array([k.pt for k in keypoints], np.float32)
+    response = np.array([k.response for k in keypoints], np.float32)
+    cell = max(width, height) / 8
+    cells = (uv[:, 1] // cell).astype(int) * 64 + (uv[:, 0] // cell).astype(int)
+    order = np.lexsort((uv[:, 1], uv[:, 0], -response))
+    rank = np.zeros(len(uv), int)
+    seen: dict[int, int] = {}
+    for position in order:
+        key = int(cells[position])
+        rank[position] = seen.get(key, 0)
+        seen[key] = rank[position] + 1
+    chosen = np.lexsort((uv[:, 1], uv[:, 0], -response, rank))[:count]
+    root = np.sqrt(np.maximum(descriptor[chosen], 0) / np.maximum(descriptor[chosen].sum(1, keepdims=True), 1e-9))
+    return Features(uv[chosen], root.astype(np.float32))
+
+
+def match(a: Features, b: Features, ratio: float = 0.8) -> NDArray[np.int64]:
+    """Mutual nearest neighbours that pass the ratio test: (M, 2) indices into a and b."""
+    if len(a.uv) < 2 or len(b.uv) < 2:
+        return np.zeros((0, 2), np.int64)
+    similarity = a.descriptor @ b.descriptor.T
+    forward, backward = similarity.argmax(1), similarity.argmax(0)
+    rows = np.arange(len(a.uv))
+    best = similarity[rows, forward]
+    similarity[rows, forward] = -1.0
+    second = similarity.max(1)
+    # |x - y|^2 = 2 - 2 x.y for unit vectors, so the ratio of distances follows from the similarities.
+    passed = (1.0 - best) < ratio * ratio * (1.0 - second)
+    keep = passed & (backward[forward] == rows)
+    return np.stack([rows[keep], forward[keep]], 1)
+
+
+def verify(a: Points, b: Points, threshold: float) -> NDArray[np.bool_]:
+    """Inliers of the best fundamental matrix (MAGSAC++, Barath et al. 2020): (M,) bool; all False below 8 matches."""
+    if len(a) < 8:
+        return np.zeros(len(a), bool)
+    cv2.setRNGSeed(7)
+    _, mask = cv2.findFundamentalMat(a, b, cv2.USAC_MAGSAC, threshold, 0.999, 2000)
+    return np.zeros(len(a), bool) if mask is None else mask.ravel().astype(bool)
