@@ -1,5 +1,7 @@
 """One asset per stage. A step checks its configuration, makes one call, and returns version, metadata and checks."""
 
+from typing import Any
+
 import dagster as dg
 
 from assets_defs.checks import check_results, check_specs
@@ -41,7 +43,7 @@ def _asset(stage: Stage, config: PipelineConfig) -> dg.AssetsDefinition:
     )
     def compute(
         context: dg.AssetExecutionContext, video_store: VideoStoreResource, listener: dg.ResourceParam[StageListener]
-    ) -> dg.MaterializeResult:
+    ) -> dg.MaterializeResult[Any]:
         from vipe_dag.pipeline import run_stage
 
         refuse_other_config(context.run.tags.get(CONFIG_TAG), config)

@@ -18,7 +18,8 @@ from vipe_dag.graph import config_digest, upstream
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-_ON_PURPOSE = {kind.__name__ for kind in (VipeDagError, *VipeDagError.__subclasses__())} | {dg.Failure.__name__}
+_ON_PURPOSE = {kind.__name__ for kind in VipeDagError.__subclasses__()} | {dg.Failure.__name__}
+"""Class names of exceptions that are raised on purpose: ours, and Dagster's own for a step that refuses to run."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -18,18 +19,26 @@ MAX_PICTURE_BYTES = 48_000
 
 def materialization_metadata(store: VideoStore, report: StageReport) -> Mapping[str, dg.MetadataValue]:
     """Metadata of one materialization."""
+    from vipe_dag.plots import stage_pictures
+
     found: dict[str, dg.MetadataValue] = {
         "status": dg.MetadataValue.text(report.status),
         "fingerprint": dg.MetadataValue.text(report.fingerprint),
         "store_path": dg.MetadataValue.path(store.path(report.video_id, report.stage)),
-        "seconds": dg.MetadataValue.float(report.seconds),
-        "compute_seconds": dg.MetadataValue.float(report.compute_seconds),
-        "peak_rss_mb": dg.MetadataValue.float(report.peak_rss_mb),
+        "seconds": _number(report.seconds),
+        "compute_seconds": _number(report.compute_seconds),
+        "peak_rss_mb": _number(report.peak_rss_mb),
         "flags": dg.MetadataValue.text(", ".join(report.flags) or "none"),
     }
     found |= {name: dg.MetadataValue.int(count) for name, count in report.counts.items()}
-    found |= {name: dg.MetadataValue.float(number) for name, number in report.numbers.items()}
-    return found | {name: picture(name, png) for name, png in _pictures(store, report.video_id, report.stage).items()}
+    found |= {name: _number(number) for name, number in report.numbers.items()}
+    pictures = stage_pictures(store, report.video_id, report.stage)
+    return found | {name: picture(name, png) for name, png in pictures.items()}
+
+
+def _number(value: float) -> dg.MetadataValue:
+    """Four significant digits; a value that is not finite becomes the word for it, since JSON has none."""
+    return dg.MetadataValue.float(float(f"{value:.4g}")) if math.isfinite(value) else dg.MetadataValue.text("unknown")
 
 
 def picture(name: str, png: bytes) -> dg.MetadataValue:
@@ -37,7 +46,3 @@ def picture(name: str, png: bytes) -> dg.MetadataValue:
     if len(png) > MAX_PICTURE_BYTES:
         return dg.MetadataValue.text(f"{len(png)} bytes are too many for an event")
     return dg.MetadataValue.md(f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})")
-
-
-def _pictures(store: VideoStore, video_id: str, stage: str) -> Mapping[str, bytes]:
-    return {}

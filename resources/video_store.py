@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vipe_dag.store import VideoStore
 
 
-class VideoStoreResource(dg.ConfigurableResource):
+class VideoStoreResource(dg.ConfigurableResource[Any]):
     """Opens the VideoStore at `root`."""
 
     root: str = Field(description="Directory or fsspec URL under which every video has its folder.")

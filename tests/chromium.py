@@ -84,13 +84,10 @@ class Page:
 
         self._until(clicked, xpath)
 
-    def count(self, xpath: str) -> int:
-        return len(self._chrome.find_elements(By.XPATH, xpath))
-
-    def picture_widths(self) -> list[int]:
-        """Natural widths in pixels of the pictures on the page that came inside it; 0 for one that could not be decoded."""
-        script = "return [...document.images].filter(i => i.src.startsWith('data:image/png')).map(i => i.naturalWidth)"
-        return [int(width) for width in self._chrome.execute_script(script)]
+    def wait_for_pictures(self) -> list[int]:
+        """Natural widths in pixels of the pictures that came inside the page, once there are any; 0 for one that could not be decoded."""
+        script = "return [...document.images].filter(i => i.src.startsWith('data:image/png') && i.complete).map(i => i.naturalWidth)"
+        return self._until(lambda: [int(width) for width in self._chrome.execute_script(script)] or None, "a picture")
 
     def screenshot(self, path: Path) -> Path:
         self._chrome.save_screenshot(str(path))

@@ -52,8 +52,9 @@ def store(tmp_path: Path, clip: Path) -> VideoStore:
 
 
 @pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with open_instance(tmp_path / "home") as instance:
+def instance() -> Iterator[dg.DagsterInstance]:
+    """Kept in memory: every event of a run would else wait for the disk."""
+    with dg.DagsterInstance.ephemeral() as instance:
         add_videos(instance, ["slide"])
         yield instance
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from vipe_dag.cli.terminal import RunDisplay, console
+from vipe_dag.config_words import did_you_mean
 from vipe_dag.graph import STAGES
 from vipe_dag.placement import ROOT_VARIABLE, configuration
 
@@ -27,8 +28,13 @@ app = typer.Typer(
 export = typer.Typer(help="Write results in the formats of other programs.", no_args_is_help=True)
 app.add_typer(export, name="export")
 
-Asset = StrEnum("Asset", {entry.name: entry.name for entry in STAGES})
-LAST = Asset(STAGES[-1].name)
+
+def _asset(name: str) -> str:
+    names = [entry.name for entry in STAGES]
+    if name not in names:
+        raise typer.BadParameter(f"{name!r} is no asset{did_you_mean(name, names)}; there are: {', '.join(names)}")
+    return name
+
 
 Store = Annotated[
     str, typer.Option("--store", envvar=ROOT_VARIABLE, metavar="ROOT", help="Directory (or fsspec URL) that holds the results.")
@@ -43,11 +49,11 @@ VideoId = Annotated[str, typer.Argument(metavar="VIDEO_ID", help="As `vipe-dag s
 
 @app.command()
 def run(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Video files, image folders, directories of videos, URLs.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Video files, image folders, directories of videos, URLs.")],
     store: Store,
     preset: Preset = None,
     overrides: Overrides = [],  # noqa: B006  typer copies it
-    until: Annotated[Asset, typer.Option(help="The last asset to make.")] = LAST,
+    until: Annotated[str, typer.Option(parser=_asset, metavar="ASSET", help="The last asset to make.")] = STAGES[-1].name,
     video_id: Annotated[str | None, typer.Option(metavar="ID", help="Name of the video in the store; for one source.")] = None,
     start: Annotated[float | None, typer.Option(metavar="S", help="First second of the clip.")] = None,
     end: Annotated[float | None, typer.Option(metavar="S", help="Second at which the clip ends.")] = None,
@@ -60,7 +66,7 @@ def run(
     from vipe_dag.runner import Request, run_sources
     from vipe_dag.video import Clip
 
-    request = Request(configuration(store, preset, overrides), str(until), video_id, Clip(start, end, stride), intrinsics)
+    request = Request(configuration(store, preset, overrides), until, video_id, Clip(start, end, stride), intrinsics)
     with RunDisplay(console(sys.stderr if as_json else sys.stdout), keep_output=debug) as display:
         results = list(run_sources(store, sources, request, display))
     failed = sum(result.status == "failed" for result in results)
@@ -79,7 +85,7 @@ def status(store: Store, preset: Preset = None, overrides: Overrides = [], as_js
     config, opened = configuration(store, preset, overrides), VideoStore(store)
     rows = {video_id: states(opened, video_id, config) for video_id in opened.videos()}
     styles = {"current": "[green]current[/]", "stored": "[cyan]stored[/]", "stale": "[yellow]stale[/]", "missing": "[dim]missing[/]"}
-    table = Table("video", *(entry.name for entry in STAGES), box=None, header_style="bold")
+    table = Table(*(Column(name, no_wrap=True) for name in ("video", *(entry.name for entry in STAGES))), box=None, header_style="bold")
     for video_id, found in rows.items():
         table.add_row(video_id, *(styles[found[entry.name]] for entry in STAGES))
     screen = console(sys.stderr if as_json else sys.stdout)
@@ -89,11 +95,53 @@ def status(store: Store, preset: Preset = None, overrides: Overrides = [], as_js
 
 
 @app.command()
-def path(video_id: VideoId, asset: Annotated[Asset, typer.Argument(metavar="ASSET")], store: Store) -> None:
+def path(video_id: VideoId, asset: Annotated[str, typer.Argument(parser=_asset, metavar="ASSET")], store: Store) -> None:
     """Print where the current generation of an asset is, for anything that reads Zarr."""
     from vipe_dag.store import VideoStore
 
-    typer.echo(VideoStore(store).path(video_id, str(asset)))
+    typer.echo(VideoStore(store).path(video_id, asset))
+
+
+@app.command()
+def evaluate(
+    video_id: VideoId,
+    reference: Annotated[Path, typer.Option(metavar="FILE", help="Trajectory: TUM lines, or KITTI lines (one per source frame).")],
+    store: Store,
+    alignment: Annotated[
+        Literal["sim3", "se3"], typer.Option(help="sim3 moves, turns and scales the estimate; se3 does not scale it.")
+    ] = "sim3",
+    depth_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Reference depth maps, named like the frames.")] = None,
+    depth_alignment: Annotated[
+        Literal["metric", "median", "scale"], typer.Option(help="One factor for the whole clip; metric: none.")
+    ] = "median",
+    depth_unit: Annotated[float, typer.Option(metavar="LENGTH", help="One step of a 16-bit PNG, in the reference's unit.")] = 0.001,
+    intrinsics: Annotated[Path | None, typer.Option(metavar="FILE", help="True calibration, to compare the focal length with.")] = None,
+    tolerance: Annotated[float | None, typer.Option(metavar="S", help="Largest difference of two times taken for one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a video with references: ATE and RPE through evo; with --depth-dir AbsRel and delta1."""
+    from vipe_dag.evaluate import evaluate_video
+
+    found = evaluate_video(
+        store,
+        video_id,
+        reference,
+        depth_dir=depth_dir,
+        intrinsics=intrinsics,
+        alignment=alignment,
+        depth_alignment=depth_alignment,
+        depth_unit=depth_unit,
+        tolerance=tolerance,
+    )
+    table = Table("measure", "value", "of", box=None, header_style="bold")
+    for group, errors in (("trajectory", found.trajectory.to_dict()), ("depth", found.depth.to_dict() if found.depth else {})):
+        for name, value in errors.items():
+            table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value), group)
+    if found.focal_error_percent is not None:
+        table.add_row("focal_error_percent", f"{found.focal_error_percent:.4g}", "focal length")
+    console(sys.stderr if as_json else sys.stdout).print(table)
+    if as_json:
+        _print_json(found.to_dict())
 
 
 @app.command()
@@ -146,5 +194,14 @@ def tum(
 
 
 def _print_json(value: dict[str, Any]) -> None:
+    """One line of strict JSON: a number that is not finite becomes null."""
     sys.stderr.flush()
-    typer.echo(json.dumps(value, allow_nan=False))
+    typer.echo(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import IO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -15,14 +15,17 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgre
 from vipe_dag.pipeline import StageReport
 from vipe_dag.runner import VideoResult
 
+FILE_WIDTH = 400
+"""Columns where there is no terminal to say how many: enough for any table to keep its words whole."""
 
-def console(stream: IO[str]) -> Console:
+
+def console(stream: TextIO) -> Console:
     """A console that `muted` does not silence. Colours on a terminal only; honours NO_COLOR."""
     try:
-        copy = os.fdopen(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors="replace")
+        copy: TextIO = os.fdopen(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors="replace")
     except (OSError, ValueError):
-        return Console(file=stream, highlight=False, soft_wrap=True)
-    return Console(file=copy, highlight=False, soft_wrap=True)
+        copy = stream
+    return Console(file=copy, highlight=False, soft_wrap=True, width=None if copy.isatty() else FILE_WIDTH)
 
 
 def fail(message: str) -> None:

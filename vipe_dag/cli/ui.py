@@ -40,7 +40,22 @@ def serve(root: str, host: str, port: int) -> int:
 
 
 def _command(host: str, port: int) -> list[str]:
-    return [sys.executable, "-W", "ignore:Function", "-m", "dagster", "dev", "-m", "assets_defs.definitions", "-h", host, "-p", str(port), "--log-level", "warning"]
+    return [
+        sys.executable,
+        "-W",
+        "ignore:Function",
+        "-m",
+        "dagster",
+        "dev",
+        "-m",
+        "assets_defs.definitions",
+        "-h",
+        host,
+        "-p",
+        str(port),
+        "--log-level",
+        "warning",
+    ]
 
 
 def _environment(root: str) -> dict[str, str]:
