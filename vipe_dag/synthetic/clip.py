@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -19,6 +20,8 @@ from vipe_dag.synthetic.render import Picture, Rays, cast, colours, depth_and_bo
 from vipe_dag.synthetic.world import World
 
 Array = NDArray[np.float64]
+_AHEAD = 8
+"""Frames rendered ahead of the encoder, by two threads: NumPy and OpenCV let go of the interpreter's lock."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +127,10 @@ class SyntheticClip:
         return (pixels - np.stack([u, v], axis=-1)).astype(np.float32), visible
 
 
-def write_mp4(clip: SyntheticClip, path: str | Path, crf: int = 14) -> Path:
+def write_mp4(clip: SyntheticClip, path: str | Path, crf: int = 14, progress: Callable[[int, int], None] | None = None) -> Path:
     """Render every frame into an H.264 mp4 (yuv420p, constant rate factor `crf`); timestamps are exactly row / fps. Returns the path.
 
+    The file appears under its name when it is complete. progress(done, total) is called after each frame.
     Raises ValueError for an odd width or height, which 4:2:0 video cannot hold.
     """
     import av
@@ -135,14 +139,19 @@ def write_mp4(clip: SyntheticClip, path: str | Path, crf: int = 14) -> Path:
     if clip.camera.width % 2 or clip.camera.height % 2:
         raise ValueError(f"an mp4 needs even sizes, not {clip.camera.width} x {clip.camera.height}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(
-            "libx264", rate=Fraction(clip.fps).limit_denominator(1001), options={"crf": str(crf), "preset": "fast"}
-        )
+    unfinished = path.with_name(path.name + ".part")
+    rate = Fraction(clip.fps).limit_denominator(1001)
+    with av.open(str(unfinished), "w", format="mp4") as container, ThreadPoolExecutor(2) as pool:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "fast"})
         stream.width, stream.height, stream.pix_fmt = clip.camera.width, clip.camera.height, "yuv420p"
-        for row in range(len(clip)):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(clip.rgb(row), format="rgb24")))
+        for start in range(0, len(clip), _AHEAD):
+            rows = range(start, min(start + _AHEAD, len(clip)))
+            for row, rgb in zip(rows, pool.map(clip.rgb, rows), strict=True):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+                if progress:
+                    progress(row + 1, len(clip))
         container.mux(stream.encode())
+    unfinished.replace(path)
     return path
 
 

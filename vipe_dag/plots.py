@@ -1,0 +1,191 @@
+"""Small pictures as PNG bytes, for asset metadata and HTML pages: trajectories, curves, and strips of frames and depth.
+
+Figures use matplotlib's Agg canvas directly: no pyplot, no display, no global state, safe in threads.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from vipe_dag.store import VideoStore
+
+ESTIMATE, TRUTH, MUTED = "#1f6feb", "#d1662b", "#8b949e"
+UNKNOWN = 70
+"""Grey of pixels without depth."""
+_DPI = 100
+
+
+def figure(width: int, height: int) -> Figure:
+    """An empty figure of that many pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+def png_of(drawn: Figure) -> bytes:
+    """The figure as PNG."""
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def trajectory(
+    cam2world: NDArray[np.float64],
+    tracked: NDArray[np.bool_] | None = None,
+    segment: NDArray[np.int32] | None = None,
+    reference: NDArray[np.float64] | None = None,
+    unit: str = "scale of the estimate",
+    width: int = 720,
+    height: int = 300,
+) -> bytes:
+    """PNG of camera positions from above (x, z) and from the side (z, -y), with viewing directions.
+
+    cam2world (T, 4, 4) float64; tracked (T,) bool: others are left out; segment (T,) numbers parts that are not joined by lines;
+    reference (N, 4, 4), in the same world, is drawn beneath.
+    """
+    keep = np.ones(len(cam2world), bool) if tracked is None else tracked
+    parts = np.zeros(len(cam2world), np.int32) if segment is None else segment
+    drawn = figure(width, height)
+    for axes, (a, b, sign) in zip(drawn.subplots(1, 2), ((0, 2, 1.0), (2, 1, -1.0)), strict=True):
+        if reference is not None:
+            axes.plot(reference[:, a, 3], sign * reference[:, b, 3], color=TRUTH, lw=3, alpha=0.55, label="truth")
+        for number in np.unique(parts[keep]):
+            chosen = cam2world[keep & (parts == number)]
+            label = "estimate" if number == parts[keep][0] else None
+            axes.plot(chosen[:, a, 3], sign * chosen[:, b, 3], color=ESTIMATE, lw=1.2, marker=".", ms=2.5, label=label)
+            shown = chosen[:: max(1, len(chosen) // 10)]
+            axes.quiver(
+                shown[:, a, 3], sign * shown[:, b, 3], shown[:, a, 2], sign * shown[:, b, 2], color=MUTED, width=0.004, scale=14, zorder=0
+            )
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_title("from above" if a == 0 else "from the side", fontsize=9)
+        axes.set_xlabel(f"{'xyz'[a]} [{unit}]", fontsize=8)
+        axes.set_ylabel(f"{'' if sign > 0 else '-'}{'xyz'[b]}", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.25)
+    if reference is not None:
+        drawn.axes[0].legend(fontsize=7, loc="best")
+    return png_of(drawn)
+
+
+def curve(x: NDArray[Any], y: NDArray[Any], x_label: str, y_label: str, marks: NDArray[Any] | None = None, width: int = 720) -> bytes:
+    """PNG of one curve; `marks` are x values to point out with ticks along the bottom."""
+    drawn = figure(width, 200)
+    axes = drawn.subplots()
+    axes.plot(x, y, color=ESTIMATE, lw=1.3)
+    if marks is not None and len(marks):
+        axes.plot(marks, np.zeros(len(marks)), "|", color=TRUTH, ms=9, transform=axes.get_xaxis_transform(), clip_on=False)
+    axes.set_xlabel(x_label, fontsize=8)
+    axes.set_ylabel(y_label, fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.25)
+    return png_of(drawn)
+
+
+def depth_range(maps: Sequence[NDArray[Any]]) -> tuple[float, float]:
+    """Near and far, the 2nd and 98th percentile of all known depths; (1, 2) when none is known."""
+    known = np.concatenate([z[np.isfinite(z) & (z > 0)].astype(np.float64).ravel() for z in maps] or [np.empty(0)])
+    if len(known) == 0:
+        return 1.0, 2.0
+    near, far = np.quantile(known, [0.02, 0.98])
+    return float(near), float(max(far, near * 1.001))
+
+
+def depth_colours(z_depth: NDArray[Any], near: float, far: float) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8: inverse depth between far (dark blue) and near (dark red), matplotlib's turbo; grey where unknown."""
+    from matplotlib import colormaps
+
+    z = np.asarray(z_depth, np.float32)
+    known = np.isfinite(z) & (z > 0)
+    inverse = 1 / np.where(known, z, 1.0)
+    share = np.clip((inverse - 1 / far) / (1 / near - 1 / far), 0, 1)
+    colours = (colormaps["turbo"](share)[..., :3] * 255).astype(np.uint8)
+    colours[~known] = UNKNOWN
+    return colours
+
+
+def error_colours(estimate: NDArray[Any], reference: NDArray[Any], limit: float = 0.2) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8: relative depth error from 0 (black) to `limit` (bright), matplotlib's inferno; grey where unknown."""
+    from matplotlib import colormaps
+
+    d, r = np.asarray(estimate, np.float32), np.asarray(reference, np.float32)
+    known = np.isfinite(d) & np.isfinite(r) & (r > 0)
+    error = np.abs(np.where(known, d, 1) - np.where(known, r, 1)) / np.where(known, r, 1)
+    colours = (colormaps["inferno"](np.clip(error / limit, 0, 1))[..., :3] * 255).astype(np.uint8)
+    colours[~known] = UNKNOWN
+    return colours
+
+
+def strip(rows: Sequence[Sequence[NDArray[np.uint8]]], tile_width: int = 200, palette: int | None = None) -> bytes:
+    """PNG of a grid of (H, W, 3) uint8 pictures, each resized to `tile_width`; `palette` colours only make it several times smaller."""
+    from PIL import Image
+
+    gap = 3
+    first = rows[0][0]
+    tile_height = max(1, round(tile_width * first.shape[0] / first.shape[1]))
+    size = (len(rows[0]) * (tile_width + gap) - gap, len(rows) * (tile_height + gap) - gap)
+    sheet = Image.new("RGB", size, "white")
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            small = Image.fromarray(np.ascontiguousarray(tile)).resize((tile_width, tile_height), Image.Resampling.BILINEAR)
+            sheet.paste(small, (j * (tile_width + gap), i * (tile_height + gap)))
+    buffer = io.BytesIO()
+    (sheet if palette is None else sheet.quantize(palette)).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def spread_rows(count: int, number: int) -> list[int]:
+    """Up to `number` rows spread evenly over 0..count-1, without the very ends."""
+    return sorted({int((i + 0.5) * count / number) for i in range(number)})
+
+
+def stage_pictures(store: VideoStore, video_id: str, stage: str) -> Mapping[str, bytes]:
+    """Named PNGs that show the current result of one stage, each below 48 kB, read from a handful of its rows. Raises StoreError."""
+    if stage == "frames":
+        frames = store.frames(video_id)
+        return {"frames_strip": _small_strip([[frames.rgb(row) for row in spread_rows(len(frames), 4)]])}
+    group = store.group(video_id, stage)
+
+    def array(name: str) -> NDArray[Any]:
+        return np.asarray(group[name][...])  # type: ignore[index]
+
+    if stage == "keyframes":
+        motion = array("motion")
+        return {"motion": curve(np.arange(len(motion)), motion, "row", "flow since keyframe [px]", array("keyframe"), width=560)}
+    if stage == "intrinsics":
+        focal, cost = array("candidate_focal"), array("candidate_cost")
+        order = np.argsort(focal)
+        chosen = array("params")[:1]
+        return (
+            {"focal_candidates": curve(focal[order], cost[order], "focal length [px]", "robust cost", chosen, width=560)}
+            if len(focal)
+            else {}
+        )
+    if stage == "ba_poses":
+        return {"trajectory": trajectory(array("cam2world"), array("tracked"), array("segment"), width=600, height=260)}
+    frames, depth = store.frames(video_id), store.depth(video_id, stage)
+    rows = spread_rows(len(depth), 4)
+    maps = [depth.depth(row)[0] for row in rows]
+    near, far = depth_range(maps)
+    return {"depth_strip": _small_strip([[frames.rgb(row) for row in rows], [depth_colours(z, near, far) for z in maps]])}
+
+
+def _small_strip(rows: Sequence[Sequence[NDArray[np.uint8]]]) -> bytes:
+    """A strip that fits into an event: narrower tiles until it does."""
+    for tile_width in (160, 120, 80):
+        made = strip(rows, tile_width, palette=64)
+        if len(made) < 48_000:
+            return made
+    return made
