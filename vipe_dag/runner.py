@@ -70,13 +70,17 @@ class Silent:
 
 @dataclass(frozen=True)
 class Request:
-    """What to do with every source: how far, under which id (one source only), which part, with which calibration file."""
+    """What to do with every source: how far, under which id (one source only), which part, with which calibration file.
+
+    log: let Dagster write its log to standard error.
+    """
 
     config: PipelineConfig
     until: str = STAGES[-1].name
     video_id: str | None = None
     clip: Clip | None = None
     intrinsics: str | None = None
+    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -236,4 +240,4 @@ class _Book:
                 self._instance = self._stack.enter_context(open_instance(dagster_home(self._root)))
                 close_lost_runs(self._instance)
             add_videos(self._instance, [video_id])
-            return materialize_video(self._instance, self._root, request.config, video_id, request.until, listener)
+            return materialize_video(self._instance, self._root, request.config, video_id, request.until, listener, quiet=not request.log)

@@ -66,7 +66,7 @@ def run(
     from vipe_dag.runner import Request, run_sources
     from vipe_dag.video import Clip
 
-    request = Request(configuration(store, preset, overrides), until, video_id, Clip(start, end, stride), intrinsics)
+    request = Request(configuration(store, preset, overrides), until, video_id, Clip(start, end, stride), intrinsics, log=debug)
     with RunDisplay(console(sys.stderr if as_json else sys.stdout), keep_output=debug) as display:
         results = list(run_sources(store, sources, request, display))
     failed = sum(result.status == "failed" for result in results)
