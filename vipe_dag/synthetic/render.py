@@ -63,10 +63,11 @@ class Hits:
     detail: F32
 
 
-def _upper(form: Array, bounds: Array) -> Array:
-    """Largest value of the linear form f . (x, y, 1) in each tile."""
+def _upper(forms: Array, bounds: Array) -> Array:
+    """Largest value (..., rows, columns) of linear forms f . (x, y, 1), given as (..., 3), in each tile."""
     x0, x1, y0, y1 = bounds
-    return np.maximum(form[0] * x0, form[0] * x1) + np.maximum(form[1] * y0, form[1] * y1) + form[2]
+    a, b, c = np.moveaxis(forms[..., None, None], -3, 0)
+    return np.maximum(a * x0, a * x1) + np.maximum(b * y0, b * y1) + c
 
 
 def _window(alive: NDArray[np.bool_], shape: tuple[int, ...]) -> tuple[slice, slice] | None:
@@ -92,39 +93,48 @@ def cast(world: World, cam2world: Array, rays: Rays, focal: float, time: float =
     )
     world2cam = np.linalg.inv(cam2world)
     poses = [world2cam @ world.body_pose(body, time) for body in range(len(world.motions) + 1)]
+    _cast_rectangles(hits, [s for s in world.surfaces if isinstance(s, Rectangle)], poses, rays, focal)
     for surface in world.surfaces:
-        if isinstance(surface, Rectangle):
-            _cast_rectangle(hits, surface, poses[surface.body], rays, focal)
-        else:
+        if isinstance(surface, Ball):
             _cast_ball(hits, surface, poses[surface.body], rays, focal)
     return hits
 
 
-def _cast_rectangle(hits: Hits, surface: Rectangle, pose: Array, rays: Rays, focal: float) -> None:
-    corner = pose[:3, :3] @ surface.corner + pose[:3, 3]
-    a, b = pose[:3, :3] @ surface.edge_u, pose[:3, :3] @ surface.edge_v
-    normal = np.cross(a, b)
-    distance = float(normal @ corner) / float(np.linalg.norm(normal))
-    if distance < 1e-4:
-        return
-    left, top, width, height = surface.patch
-    u, v, w = np.linalg.inv(np.stack([a, b, corner], axis=1))
-    inside = np.minimum.reduce([_upper(form, rays.bounds) for form in (w, u, w - u, v, w - v)]) > 0
-    window = _window(inside, rays.x.shape)
-    if window is None:
-        return
+def _cast_rectangles(hits: Hits, surfaces: list[Rectangle], poses: list[Array], rays: Rays, focal: float) -> None:
+    """Set up all rectangles at once, drop those that face away and tiles they cannot reach, then intersect what remains."""
+    local = np.stack([np.stack([s.edge_u, s.edge_v, s.corner], axis=1) for s in surfaces])
+    pose = np.stack([poses[s.body] for s in surfaces])
+    frames = pose[:, :3, :3] @ local
+    frames[:, :, 2] += pose[:, :3, 3]
+    distance = np.linalg.det(frames) / np.linalg.norm(np.cross(local[:, :, 0], local[:, :, 1]), axis=1)
+    facing = np.flatnonzero(distance > 1e-4)
+    forms: Array = np.asarray(np.linalg.inv(frames[facing]), np.float64)
+    u, v, w = forms[:, 0], forms[:, 1], forms[:, 2]
+    reach = np.minimum.reduce([_upper(form, rays.bounds) for form in (w, u, w - u, v, w - v)]) > 0
+    for number, form, alive in zip(facing, forms.astype(np.float32), reach, strict=True):
+        window = _window(alive, rays.x.shape)
+        if window is not None:
+            _cast_rectangle(hits, surfaces[number], form, float(distance[number]), window, rays, focal)
+
+
+def _cast_rectangle(
+    hits: Hits, surface: Rectangle, forms: F32, distance: float, window: tuple[slice, slice], rays: Rays, focal: float
+) -> None:
+    u, v, w = forms
     x, y = rays.x[window], rays.y[window]
-    u, v, w = u.astype(np.float32), v.astype(np.float32), w.astype(np.float32)
     inverse = w[0] * x
     inverse += w[1] * y
     inverse += w[2]
     nearer = (inverse > hits.inverse_depth[window]) & (inverse < 1.0 / _NEAREST)
+    if not nearer.any():
+        return
     with np.errstate(divide="ignore", invalid="ignore"):
         s = (u[0] * x + u[1] * y + u[2]) / inverse
         nearer &= (s >= 0) & (s <= 1)
         t = (v[0] * x + v[1] * y + v[2]) / inverse
         nearer &= (t >= 0) & (t <= 1)
-    density = 0.5 * (width / np.linalg.norm(a) + height / np.linalg.norm(b))
+    left, top, width, height = surface.patch
+    density = 0.5 * (width / np.linalg.norm(surface.edge_u) + height / np.linalg.norm(surface.edge_v))
     _store(hits, window, nearer, inverse, left - 0.5 + s * width, top - 0.5 + t * height, surface.body)
     hits.detail[window][nearer] = np.log2(density / focal) - 0.5 * np.log2(distance)
 
