@@ -128,10 +128,10 @@ class BaPosesConfig(StageConfig):
     )
     prior_std: float = Field(0.3, gt=0.0, le=3.0, description="Standard deviation of the logarithm of the focal length under the prior.")
     prior_k1_std: float = Field(
-        0.05,
-        ge=0.0,
-        le=1.0,
-        description="Standard deviation of the radial distortion k1 under its prior of zero; 0 keeps a pinhole camera.",
+        0.1, ge=0.0, le=1.0, description="Standard deviation of the radial distortion k1 under its prior of zero; 0 keeps a pinhole camera."
+    )
+    distortion_gain: float = Field(
+        0.01, ge=0.0, le=1.0, description="Radial distortion is taken up only if it lowers the robust cost by at least this share."
     )
 
 

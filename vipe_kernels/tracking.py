@@ -124,7 +124,7 @@ class Features:
 def detect(gray: Gray, count: int) -> Features:
     """At most `count` RootSIFT features (Lowe 2004; Arandjelovic and Zisserman 2012), strongest first, spread by a coarse grid."""
     height, width = gray.shape
-    keypoints, descriptor = cv2.SIFT_create(nfeatures=0, contrastThreshold=0.02).detectAndCompute(gray, None)
+    keypoints, descriptor = cv2.SIFT_create(nfeatures=4 * count, contrastThreshold=0.02).detectAndCompute(gray, None)
     if descriptor is None or len(keypoints) == 0:
         return Features(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32))
     uv = np.array([k.pt for k in keypoints], np.float32)

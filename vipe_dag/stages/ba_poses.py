@@ -24,7 +24,7 @@ from vipe_dag.stages.mapping import Map, noise, pixels_schedule
 from vipe_dag.stages.measurements import Measurements
 from vipe_dag.stages.revisits import far_pairs
 from vipe_kernels import bundle
-from vipe_kernels.bundle import Intrinsic
+from vipe_kernels.bundle import Intrinsic, Report
 
 Float = NDArray[np.float64]
 _INLIER_PX = 2.0
@@ -45,11 +45,10 @@ class Segment:
 
 
 def free_intrinsics(intrinsics: Intrinsics, config: BaPosesConfig, side: int) -> tuple[Intrinsic, ...]:
-    """Which intrinsics the adjustment may move: none that were given; the focal length under the calibration's prior; k1 when asked for."""
+    """Which intrinsics the adjustment may move: none that were given, otherwise the focal length under its prior."""
     if intrinsics.source == "given":
         return ()
-    free = (Intrinsic("focal", float(np.log(config.prior_focal * side)), config.prior_std),)
-    return (*free, Intrinsic("k1", 0.0, config.prior_k1_std)) if config.prior_k1_std > 0 else free
+    return (Intrinsic("focal", float(np.log(config.prior_focal * side)), config.prior_std),)
 
 
 def best_start(scene: Map, keyframes: tuple[int, ...], length: int) -> tuple[int, ...]:
@@ -137,12 +136,39 @@ class Mapper:
         fixed = [x for x in touching if x in self.scene.rotation]
         self.scene.adjust(sorted(free), fixed, pixels_schedule(config.local_scales, (2,) * len(config.local_scales), self.unit))
 
-    def everything(self, keyframes: Sequence[int], scales: tuple[float, ...], steps: int, intrinsics: tuple[Intrinsic, ...]) -> None:
+    def everything(self, keyframes: Sequence[int], scales: tuple[float, ...], steps: int, intrinsics: tuple[Intrinsic, ...]) -> Report:
         """Adjust all keyframes given, and the intrinsics; the first stays where it is."""
         schedule = pixels_schedule(scales, (steps,) * len(scales), self.unit, tolerance=3e-4)
         self.scene.anchor(keyframes)
-        self.scene.adjust(keyframes[1:], keyframes[:1], schedule, intrinsics)
+        report = self.scene.adjust(keyframes[1:], keyframes[:1], schedule, intrinsics)
         self.scene.rescale(keyframes)
+        return report
+
+    def consider_distortion(self, segments: Sequence[Segment]) -> tuple[Intrinsic, ...]:
+        """Take up radial distortion where the longest moving segment shows it; returns the intrinsics then free.
+
+        Distortion is confounded with focal length and depth, so it is kept only if it lowers the robust cost by `distortion_gain`.
+        """
+        moving = [s.keyframes for s in segments if s.parallax]
+        if not moving or not self.intrinsics or self.config.prior_k1_std == 0 or self.scene.model != "pinhole":
+            return self.intrinsics
+        keyframes = max(moving, key=len)
+        scales = self.config.global_scales[-2:]
+        before = self.scene.snapshot()
+        plain = self.everything(keyframes, scales, self.config.global_steps, self.intrinsics)
+        without = self.scene.snapshot()
+        self.scene.restore(before)
+        self.scene.model = "brown"
+        free = (*self.intrinsics, Intrinsic("k1", 0.0, self.config.prior_k1_std))
+        bent = self.everything(keyframes, scales, self.config.global_steps, free)
+        if bent.cost < plain.cost * (1 - self.config.distortion_gain):
+            for other in moving:
+                if other is not keyframes:
+                    self.everything(other, scales, self.config.global_steps, ())
+            return free
+        self.scene.model = "pinhole"
+        self.scene.restore(without)
+        return self.intrinsics
 
     def rotations_only(self, keyframes: tuple[int, ...]) -> None:
         """Pose a segment whose camera turned but did not visibly move."""
@@ -230,8 +256,6 @@ def solve(
         tell("features", len(measurements.keyframes) / len(keyframes.keyframe))
     scene = Map(measurements, intrinsics.camera_model, intrinsics.params)
     free = free_intrinsics(intrinsics, config, max(frames.width, frames.height))
-    if any(f.name == "k1" for f in free) and scene.model == "pinhole":
-        scene.model = "brown"
     mapper = Mapper(scene, config, free)
     total, done = len(keyframes.keyframe), 0
 
@@ -249,6 +273,7 @@ def solve(
             if not mapper.close(segment.keyframes, lambda: tell("revisits", 1.0)):
                 break
             mapper.everything(segment.keyframes, config.global_scales, config.global_steps, free)
+    free = mapper.consider_distortion(segments)
     quality = judge(scene, segments, free, intrinsics, config)
     return gather(frames, keyframes, intrinsics, scene, segments, quality, config, tell)
 

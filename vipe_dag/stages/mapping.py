@@ -110,6 +110,17 @@ class Map:
             turned = self.rotation[k] @ rotation.T
             self.place(k, turned, self.translation[k] - turned @ translation, self.inverse_depth[k])
 
+    def snapshot(self) -> tuple[Float, dict[int, tuple[Float, Float, Float]]]:
+        """Camera parameters and placed keyframes as they are now."""
+        return self.params.copy(), {k: (self.rotation[k], self.translation[k], self.inverse_depth[k]) for k in self.rotation}
+
+    def restore(self, snapshot: tuple[Float, dict[int, tuple[Float, Float, Float]]]) -> None:
+        """Go back to a snapshot."""
+        params, placed = snapshot
+        self.params = params.copy()
+        for k, values in placed.items():
+            self.place(k, *values)
+
     def relative_rotation(self, source: int, destination: int) -> Float:
         """Rotation that best explains the measurements of one edge without translation."""
         edge = self.edges[(source, destination)]
