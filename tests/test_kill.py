@@ -1,7 +1,9 @@
-"""`vipe-dag run` killed at random moments: the store always opens, the next run goes on from there, and the result is the undisturbed one."""
+"""`vipe-dag run` killed at random moments: the store always opens, the next run goes on from there, and the result is
+the undisturbed one."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -64,10 +66,8 @@ def kill_after(seconds: float, clip: Path, root: Path) -> bool:
 
 def _end_session(leader: int) -> None:
     """The helpers that mirror a step's output end by themselves a second after it; not to wait for them, they are ended here."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGTERM)
-    except ProcessLookupError:
-        pass
 
 
 def load(root: Path) -> dict[str, xr.Dataset]:

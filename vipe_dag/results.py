@@ -25,7 +25,8 @@ class Keyframes:
     """Where the camera moved enough.
 
     keyframe (K,) int64 rows, ascending; motion (T,) float32, median flow in pixels since the last keyframe; segment (T,) int32, which
-    uninterrupted shot a row belongs to; sharpness (T,) float32, variance of the Laplacian of grey levels; flags: words of the data contract.
+    uninterrupted shot a row belongs to; sharpness (T,) float32, variance of the Laplacian of grey levels; flags: words
+    of the data contract.
     """
 
     keyframe: NDArray[np.int64]
@@ -86,7 +87,8 @@ class BaPoses:
 
 @dataclass(frozen=True)
 class DepthBlock:
-    """Depth of consecutive rows from `start`: z_depth (n, H, W) float32 (NaN = unknown), confidence (n, H, W) uint8, measured (n, H, W) bool."""
+    """Depth of consecutive rows from `start`: z_depth (n, H, W) float32 (NaN = unknown), confidence (n, H, W) uint8,
+    measured (n, H, W) bool."""
 
     start: int
     z_depth: NDArray[np.float32]
@@ -96,7 +98,8 @@ class DepthBlock:
 
 @dataclass(frozen=True)
 class AlignedBlock:
-    """A DepthBlock in the scale of the poses: inverse depth was mapped by scale * x + shift, per row; alignment_residual (n,) is relative."""
+    """A DepthBlock in the scale of the poses: inverse depth was mapped by scale * x + shift, per row;
+    alignment_residual (n,) is relative."""
 
     start: int
     z_depth: NDArray[np.float32]

@@ -3,7 +3,8 @@
     minimise  sum_{edges i->j} sum_p  w_ijp * rho( project(R_ij ray_i(p) + t_ij d_ip) - target_ijp )  +  priors
 
 Cameras are world-to-camera, perturbed from the left, T <- Exp([tau, phi]) T; a point is a pixel of its own keyframe with one inverse depth
-(1 / z), so the depth block of the Hessian is diagonal and is eliminated (Schur complement; Triggs et al. 2000, section 6): S = H - E C^-1 E^T.
+(1 / z), so the depth block of the Hessian is diagonal and is eliminated (Schur complement; Triggs et al. 2000, section
+6): S = H - E C^-1 E^T.
 With J_j the Jacobian of the target camera, that of the source camera is -J_j Ad(T_ij), so one 6x6 block per edge gives all four.
 rho is Geman-McClure with a scale that shrinks from stage to stage (graduated non-convexity, Blake and Zisserman 1987).
 No Python loop runs over edges or points; memory is bounded by handling whole source keyframes in chunks.
@@ -87,7 +88,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Robust scales in pixels, largest first, with the most Gauss-Newton steps spent at each, and the relative cost change that ends one early."""
+    """Robust scales in pixels, largest first, with the most Gauss-Newton steps spent at each, and the relative cost
+    change that ends one early."""
 
     scales: tuple[float, ...]
     steps: tuple[int, ...]
@@ -375,7 +377,8 @@ def _step(problem: Problem, state: State, system: _System, damping: float) -> St
 
 
 def solve(problem: Problem, state: State, schedule: Schedule) -> tuple[State, Report]:
-    """Minimise the robust cost by damped Gauss-Newton at each scale in turn. A step that raises the cost is taken back with more damping."""
+    """Minimise the robust cost by damped Gauss-Newton at each scale in turn. A step that raises the cost is taken back
+    with more damping."""
     report = Report()
     damping = schedule.damping
     for scale, steps in zip(schedule.scales, schedule.steps, strict=True):
@@ -406,7 +409,8 @@ def solve(problem: Problem, state: State, schedule: Schedule) -> tuple[State, Re
 class Posterior:
     """Uncertainty at a solution, for unit noise of a measurement of weight 1 (pixels); multiply by the noise found.
 
-    position_std (K,) in the unit of translation, relative to the fixed keyframes; intrinsic_std (n,), log focal or k; depth_std (K, P): of each
+    position_std (K,) in the unit of translation, relative to the fixed keyframes; intrinsic_std (n,), log focal or k;
+    depth_std (K, P): of each
     inverse depth with the cameras held.
     """
 

@@ -62,7 +62,8 @@ def dense_flow(gray0: NDArray[np.uint8], gray1: NDArray[np.uint8], init: F32 | N
 
     init (H, W, 2): a predicted flow. gray1 is then pulled into gray0's frame by it, DIS measures what is left, and the two are composed,
     so that rotation, zoom and large displacements that the prediction explains cost no accuracy.
-    preset: `ultrafast`, `fast`, `medium` (those of OpenCV) or `fine` (medium down to single pixels). Raises ValueError for an unknown preset or images that differ in shape.
+    preset: `ultrafast`, `fast`, `medium` (those of OpenCV) or `fine` (medium down to single pixels). Raises ValueError
+    for an unknown preset or images that differ in shape.
     """
     if gray0.shape != gray1.shape:
         raise ValueError(f"dense_flow needs two images of one shape, got {gray0.shape} and {gray1.shape}")

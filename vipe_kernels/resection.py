@@ -24,7 +24,8 @@ _STEPS = 3
 
 @dataclass(frozen=True)
 class Resection:
-    """rotation (3, 3), translation (3,) world-to-camera; residual_px: weighted median residual; inliers: share of weight below 3 px (640-wide)."""
+    """rotation (3, 3), translation (3,) world-to-camera; residual_px: weighted median residual; inliers: share of
+    weight below 3 px (640-wide)."""
 
     rotation: Float
     translation: Float

@@ -28,7 +28,7 @@ def pixel_unit(width: int, height: int) -> float:
 def normalise(gray: Gray) -> Gray:
     """Local contrast normalisation, (H, W) uint8 -> (H, W) uint8: exposure changes and vignetting must not look like motion."""
     image = gray.astype(np.float32)
-    size = int(round(12 * pixel_unit(gray.shape[1], gray.shape[0]))) * 2 + 1
+    size = round(12 * pixel_unit(gray.shape[1], gray.shape[0])) * 2 + 1
     mean = cv2.boxFilter(image, -1, (size, size))
     variance = cv2.boxFilter(image * image, -1, (size, size)) - mean * mean
     return np.clip(128.0 + 40.0 * (image - mean) / (np.sqrt(np.maximum(variance, 0.0)) + 8.0), 0, 255).astype(np.uint8)
@@ -43,13 +43,14 @@ class Tracker:
 
     @classmethod
     def of(cls, gray: Gray) -> Tracker:
-        return cls(normalise(gray), int(round(7 * pixel_unit(gray.shape[1], gray.shape[0]))) * 2 + 1)
+        return cls(normalise(gray), round(7 * pixel_unit(gray.shape[1], gray.shape[0])) * 2 + 1)
 
 
 def grid_corners(image: Gray, columns: int) -> tuple[Points, NDArray[np.float32]]:
     """The strongest corner of every cell of a regular grid.
 
-    image (H, W) uint8; columns: cells along the long side. Returns uv (gy, gx, 2) float32 and sigma (gy, gx) float32: the standard deviation
+    image (H, W) uint8; columns: cells along the long side. Returns uv (gy, gx, 2) float32 and sigma (gy, gx) float32:
+    the standard deviation
     in pixels with which a 15-pixel window at that corner can be located (Shi and Tomasi 1994: inverse of the smaller eigenvalue).
     """
     height, width = image.shape
@@ -60,12 +61,16 @@ def grid_corners(image: Gray, columns: int) -> tuple[Points, NDArray[np.float32]
     eigen = cv2.cornerMinEigenVal(image.astype(np.float32), block, ksize=3) / 4.0
     margin = min(8, cell // 2)
     eigen[:margin], eigen[-margin:], eigen[:, :margin], eigen[:, -margin:] = 0, 0, 0, 0
-    cells = eigen[off_y : off_y + gy * cell, off_x : off_x + gx * cell].reshape(gy, cell, gx, cell).transpose(0, 2, 1, 3).reshape(gy, gx, -1)
+    cells = (
+        eigen[off_y : off_y + gy * cell, off_x : off_x + gx * cell].reshape(gy, cell, gx, cell).transpose(0, 2, 1, 3).reshape(gy, gx, -1)
+    )
     best = cells.argmax(-1)
     strength = np.take_along_axis(cells, best[..., None], -1)[..., 0]
     centre = (cell // 2) * cell + cell // 2
     best = np.where(strength > 0, best, centre)
-    uv = np.stack([best % cell + off_x + cell * np.arange(gx)[None, :], best // cell + off_y + cell * np.arange(gy)[:, None]], -1).astype(np.float32)
+    uv = np.stack([best % cell + off_x + cell * np.arange(gx)[None, :], best // cell + off_y + cell * np.arange(gy)[:, None]], -1).astype(
+        np.float32
+    )
     sigma = _NOISE * np.sqrt(2.0) / np.sqrt(15.0 * 15.0 * np.maximum(strength, 1e-4))
     return uv, sigma.astype(np.float32)
 
@@ -90,7 +95,8 @@ def sample(field: NDArray[np.float32], uv: Points) -> NDArray[np.float32]:
 def follow(source: Tracker, target: Tracker, uv: Points, guess: Points, level: int = 1) -> tuple[Points, NDArray[np.float32]]:
     """Lucas-Kanade from a guess, forward and backward.
 
-    uv, guess (N, 2) float32. Returns the positions in the target (N, 2) and the forward-backward error (N,) in pixels, inf where lost or outside.
+    uv, guess (N, 2) float32. Returns the positions in the target (N, 2) and the forward-backward error (N,) in pixels,
+    inf where lost or outside.
     """
     if len(uv) == 0:
         return uv.copy(), np.zeros(0, np.float32)
@@ -98,7 +104,15 @@ def follow(source: Tracker, target: Tracker, uv: Points, guess: Points, level: i
     flags = cv2.OPTFLOW_USE_INITIAL_FLOW
     start, aim = uv.reshape(-1, 1, 2), np.ascontiguousarray(guess, np.float32).reshape(-1, 1, 2)
     there, ok, _ = cv2.calcOpticalFlowPyrLK(
-        source.image, target.image, start, aim.copy(), winSize=window, maxLevel=level, criteria=_LK_CRITERIA, flags=flags, minEigThreshold=1e-5
+        source.image,
+        target.image,
+        start,
+        aim.copy(),
+        winSize=window,
+        maxLevel=level,
+        criteria=_LK_CRITERIA,
+        flags=flags,
+        minEigThreshold=1e-5,
     )
     # The way back starts from where the guess would have put it, not from the answer, or every point would look consistent.
     hint = (there - (aim - start)).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -97,7 +98,7 @@ def forward_splat(uv: F32, inverse_depth: F32, payload: F32, height: int, width:
     total = np.bincount(index, share, size)
     fields = [np.bincount(index, share * np.tile(channel, 4), size) for channel in (rho, *channels.T)]
 
-    def crop(flat: NDArray[np.float64]) -> F32:
+    def crop(flat: NDArray[Any]) -> F32:
         return flat.reshape(height + 2, stride)[1:-1, 1:-1].astype(np.float32)
 
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -109,5 +110,3 @@ def _scatter_max(index: NDArray[np.int64], value: F32, size: int) -> F32:
     result = torch.zeros(size, dtype=torch.float32)
     result.scatter_reduce_(0, torch.from_numpy(index), torch.from_numpy(value), "amax")
     return result.numpy()
-
-

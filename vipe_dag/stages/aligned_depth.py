@@ -54,11 +54,11 @@ class _Fused:
 def align(frames: FrameSequence, depth: DepthSequence, poses: BaPoses, config: AlignedDepthConfig) -> Iterator[AlignedBlock]:
     """Depth of every row in the scale of `poses`, stable over time, in blocks of at most BLOCK rows.
 
-    Per row, inverse depth is mapped by scale * x + shift, fitted robustly to the sparse inverse depths of the nearest keyframes and averaged
-    with the neighbouring rows where they agree. Then the last row's result is moved into this one through the poses (z-buffer) and
-    averaged with it where the two agree; where not, a fresh measurement wins, and a fresh guess yields to a past measurement of the same
-    colour. NaN, scale 1, shift 0 and residual NaN on rows without tracking or parallax; a row without enough sparse points of its own
-    and no aligned neighbour keeps scale 1. Memory is a window of rows.
+    Per row, inverse depth is mapped by scale * x + shift, fitted robustly to the sparse inverse depths of the nearest
+    keyframes and averaged with the neighbouring rows where they agree. Then the last row's result is moved into this one through the
+    poses (z-buffer) and averaged with it where the two agree; where not, a fresh measurement wins, and a fresh guess yields to a past
+    measurement of the same colour. NaN, scale 1, shift 0 and residual NaN on rows without tracking or parallax; a row without enough
+    sparse points of its own and no aligned neighbour keeps scale 1. Memory is a window of rows.
     """
     fusion = _Fusion(frames, poses, config)
     parts = []
@@ -69,7 +69,13 @@ def align(frames: FrameSequence, depth: DepthSequence, poses: BaPoses, config: A
         if len(parts) == BLOCK or row.row == len(frames) - 1:
             zs, confidences, masks, scales, shifts, residuals = zip(*parts, strict=True)
             yield AlignedBlock(
-                start, np.stack(zs), np.stack(confidences), np.stack(masks), np.array(scales), np.array(shifts), np.array(residuals, np.float32)
+                start,
+                np.stack(zs),
+                np.stack(confidences),
+                np.stack(masks),
+                np.array(scales),
+                np.array(shifts),
+                np.array(residuals, np.float32),
             )
             start, parts = row.row + 1, []
 

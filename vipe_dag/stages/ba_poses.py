@@ -1,9 +1,9 @@
 """Bundle adjustment of a whole video: cameras of keyframes, refined intrinsics, and from them the camera of every frame.
 
-Per segment: start on the window with the most parallax, extend both ways one keyframe at a time (resection, then a local adjustment), adjust
-everything now and then, add edges between keyframes that see the same place again, adjust everything to convergence. Frames between
-keyframes are posed by motion-only adjustment against the keyframes on either side. A segment without parallax keeps its rotations, reports
-zero translation, and says so.
+Per segment: start on the window with the most parallax, extend both ways one keyframe at a time (resection, then a
+local adjustment), adjust everything now and then, add edges between keyframes that see the same place again, adjust everything to
+convergence. Frames between keyframes are posed by motion-only adjustment against the keyframes on either side. A segment without parallax
+keeps its rotations, reports zero translation, and says so.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from vipe_dag.config import BaPosesConfig
 from vipe_dag.results import BaPoses, Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
-from vipe_dag.stages.intrinsics import OBSERVABLE_STD, measure_parallax
 from vipe_dag.stages.inbetween import FramePoses, pose_frames
+from vipe_dag.stages.intrinsics import OBSERVABLE_STD, measure_parallax
 from vipe_dag.stages.launch import launch, rotating
 from vipe_dag.stages.mapping import Map, noise, pixels_schedule
 from vipe_dag.stages.measurements import Measurements
@@ -191,7 +191,8 @@ class Mapper:
 
 @dataclass
 class Quality:
-    """What the solved map says about itself, per keyframe and point: residual_px, valid (K, P); inliers, position_std (K,); params_std (9,)."""
+    """What the solved map says about itself, per keyframe and point: residual_px, valid (K, P); inliers, position_std
+    (K,); params_std (9,)."""
 
     residual_px: Float
     valid: NDArray[np.bool_]
@@ -205,14 +206,21 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
     """Residuals, validity of every inverse depth, and uncertainties."""
     count, points = len(scene.m.keyframes), len(scene.m.keyframes[0].uv)
     quality = Quality(
-        np.full((count, points), np.nan), np.zeros((count, points), bool), np.zeros(count), np.full(count, np.nan), np.zeros(count), intrinsics.params_std.copy()
+        np.full((count, points), np.nan),
+        np.zeros((count, points), bool),
+        np.zeros(count),
+        np.full(count, np.nan),
+        np.zeros(count),
+        intrinsics.params_std.copy(),
     )
     scale = config.global_scales[-1] * scene.m.unit
     most = 0
     for segment in segments:
         if len(segment.keyframes) < 2:
             continue
-        problem, state, keys = scene.problem(segment.keyframes[1:], segment.keyframes[:1], free if segment.parallax else (), not segment.parallax)
+        problem, state, keys = scene.problem(
+            segment.keyframes[1:], segment.keyframes[:1], free if segment.parallax else (), not segment.parallax
+        )
         distance = bundle.residuals(problem, state).numpy()
         weight = np.where(np.isfinite(distance), problem.edges.weight.numpy(), 0.0)
         distance = np.nan_to_num(distance)
@@ -246,8 +254,8 @@ def solve(
 ) -> BaPoses:
     """Cameras of all frames.
 
-    Returns cam2world with the first keyframe of each segment at identity; the scale of a segment is arbitrary (median depth 1 of its points).
-    Flags: those of the inputs and `no_parallax`, `lost_frames`, `focal_unobservable`.
+    Returns cam2world with the first keyframe of each segment at identity; the scale of a segment is arbitrary (median
+    depth 1 of its points). Flags: those of the inputs and `no_parallax`, `lost_frames`, `focal_unobservable`.
     """
     tell = progress or (lambda _phase, _share: None)
     measurements = Measurements(frames, config.grid_columns, config.matches)
@@ -266,7 +274,8 @@ def solve(
 
     of_keyframe = keyframes.segment[keyframes.keyframe]
     segments = [
-        mapper.build(tuple(int(k) for k in np.nonzero(of_keyframe == value)[0]), "static" in keyframes.flags, step) for value in np.unique(of_keyframe)
+        mapper.build(tuple(int(k) for k in np.nonzero(of_keyframe == value)[0]), "static" in keyframes.flags, step)
+        for value in np.unique(of_keyframe)
     ]
     for segment in segments:
         for _ in range(config.revisit_rounds if segment.parallax else 0):
@@ -296,7 +305,11 @@ def gather(
         for k in segment.keyframes:
             row = m.keyframes[k].row
             poses.rotation[row], poses.translation[row] = scene.rotation[k], scene.translation[k]
-            poses.residual_px[row], poses.inliers[row], poses.position_std[row] = quality.median_px[k], quality.inliers[k], quality.position_std[k]
+            poses.residual_px[row], poses.inliers[row], poses.position_std[row] = (
+                quality.median_px[k],
+                quality.inliers[k],
+                quality.position_std[k],
+            )
             trust[k] = (quality.valid[k, :count] if segment.parallax else m.keyframes[k].sigma[:count] < m.unit).astype(np.float64)
     pose_frames(scene, frames, [(s.keyframes, s.parallax) for s in segments], trust, poses, tell)
     interpolate_std(poses, keyframes, quality)

@@ -181,8 +181,8 @@ class _Rows:
         return sight, reverse
 
     def _both_ways(self, first: _View, second: _View) -> tuple[_Sight, _Sight]:
-        there = np.linalg.inv(second.pose) @ first.pose
-        back = np.linalg.inv(there)
+        there = (np.linalg.inv(second.pose) @ first.pose).astype(np.float64, copy=False)
+        back = np.linalg.inv(there).astype(np.float64, copy=False)
         forward = dense_flow(first.gray, second.gray, self._predicted(first, there), self._config.flow_preset)
         backward = dense_flow(second.gray, first.gray, self._predicted(second, back), self._config.flow_preset)
         return self._sight(forward, backward, there), self._sight(backward, forward, back)
@@ -192,7 +192,7 @@ class _Rows:
         target, _ = reproject(self._camera.rays.xy, view.expected, relative, self._camera.params, self._camera.model)
         flow = target - pixel_grid(*view.gray.shape)
         limit = np.float32(max(view.gray.shape))
-        return np.clip(np.nan_to_num(flow), -limit, limit)
+        return np.clip(np.nan_to_num(flow), -limit, limit).astype(np.float32, copy=False)
 
     def _sight(self, flow: F32, reverse: F32, relative: NDArray[np.float64]) -> _Sight:
         error = forward_backward_error(flow, reverse)
@@ -236,10 +236,12 @@ class _Rows:
         other = -sight.relative[:, :3].T @ sight.relative[:, 3]  # centre of the other camera in this one: epipolar lines pass through it
         toward = other[:2].astype(np.float32) - rays.xy * np.float32(other[2])
         clear = texture_along(structure, toward)
-        return rays.valid * (sight.weight.astype(np.float32) / 255) * (clear / (clear + _TEXTURE_HALF))
+        weight: F32 = rays.valid * (sight.weight.astype(np.float32) / 255) * (clear / (clear + _TEXTURE_HALF))
+        return weight
 
     def _completed(self, row: int, inverse_depth: F32, relative_std: F32) -> tuple[F32, U8, Mask]:
-        """z-depth, confidence and measured at working resolution: measurements as they are, the rest spread from them and the sparse points."""
+        """z-depth, confidence and measured at working resolution: measurements as they are, the rest spread from them
+        and the sparse points."""
         rgb = self._frames.rgb(row)
         size = (self._frames.width, self._frames.height)
         with single_threaded_opencv():
@@ -250,7 +252,7 @@ class _Rows:
         # What is spread is the ratio of measurement to prior: it is smooth where the prior has the slant of the surface.
         correction = np.where(measured, np.log(np.where(measured, inverse_depth, 1)) - prior, 0).astype(np.float32)
         weight = np.where(measured, 1 / (1 + (relative_std / CONFIDENCE_HALF) ** 2), 0).astype(np.float32)
-        filled, support = spread(correction, weight, rgb, _REACH, _EDGE, base=0.0, base_weight=_PRIOR_WEIGHT)
+        filled, support = spread(correction, weight, rgb, _REACH, _EDGE, base=0.0, base_weight=float(_PRIOR_WEIGHT))
         log_inverse = prior + np.where(measured, correction, filled)
         log_inverse, band = redraw_edges(log_inverse.astype(np.float32), weight + _PRIOR_WEIGHT, rgb, _STEP)
         measured &= ~band

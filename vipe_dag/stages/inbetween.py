@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,8 @@ _WEAK = 0.5
 
 @dataclass
 class FramePoses:
-    """World-to-camera of all T frames, filled in as they are found: rotation (T, 3, 3), translation (T, 3), residual_px, inliers, std (T,)."""
+    """World-to-camera of all T frames, filled in as they are found: rotation (T, 3, 3), translation (T, 3),
+    residual_px, inliers, std (T,)."""
 
     rotation: Float
     translation: Float
@@ -38,15 +40,19 @@ class FramePoses:
 
 
 def interpolate(scene: Map, a: int, b: int, at: Float) -> tuple[Float, Float]:
-    """World-to-camera (n, 3, 3), (n, 3) between keyframes a and b at shares `at` (n,) of the way: slerp of rotation, straight camera path."""
+    """World-to-camera (n, 3, 3), (n, 3) between keyframes a and b at shares `at` (n,) of the way: slerp of rotation,
+    straight camera path."""
     turns = Slerp([0.0, 1.0], Rotation.from_matrix(np.stack([scene.rotation[a], scene.rotation[b]])))(at).as_matrix()
     ends = [-scene.rotation[k].T @ scene.translation[k] for k in (a, b)]
     centre = ends[0] + at[:, None] * (ends[1] - ends[0])
     return turns, -(turns @ centre[..., None])[..., 0]
 
 
-def pose_between(scene: Map, frames: FrameSequence, a: int, b: int, rows: Sequence[int], trust: dict[int, Float], poses: FramePoses, moves: bool) -> None:
-    """Pose `rows`, which lie between keyframes a and b. trust[k] (G,): weight of each grid corner of keyframe k, 0 where its depth is unknown."""
+def pose_between(
+    scene: Map, frames: FrameSequence, a: int, b: int, rows: Sequence[int], trust: dict[int, Float], poses: FramePoses, moves: bool
+) -> None:
+    """Pose `rows`, which lie between keyframes a and b. trust[k] (G,): weight of each grid corner of keyframe k, 0
+    where its depth is unknown."""
     times = frames.time
     start, end = scene.m.keyframes[a].row, scene.m.keyframes[b].row
     at = np.array([(times[row] - times[start]) / (times[end] - times[start]) for row in rows])
@@ -57,13 +63,15 @@ def pose_between(scene: Map, frames: FrameSequence, a: int, b: int, rows: Sequen
         weak = np.nonzero(found.inliers.numpy() < _WEAK)[0]
         _keep(poses, rows[part], found, range(len(found.inliers)), scene.m.unit, moves)
         if len(weak):
-            chosen = [rows[part][i] for i in weak]
+            chosen = [rows[part][int(i)] for i in weak]
             again = _resect(scene, (a, b), chosen, rotation[part][weak], translation[part][weak], trust, dense=True)
             better = np.nonzero(again.inliers.numpy() > found.inliers.numpy()[weak])[0]
             _keep(poses, chosen, again, better, scene.m.unit, moves)
 
 
-def _keep(poses: FramePoses, rows: Sequence[int], found: Resections, which: Sequence[int] | NDArray[np.int64], unit: float, moves: bool) -> None:
+def _keep(
+    poses: FramePoses, rows: Sequence[int], found: Resections, which: Sequence[int] | NDArray[np.int64], unit: float, moves: bool
+) -> None:
     for i in which:
         row = rows[i]
         poses.rotation[row], poses.translation[row] = found.rotation[i].numpy(), found.translation[i].numpy()
@@ -116,7 +124,7 @@ def pose_frames(
 ) -> None:
     """Pose every frame that is not a keyframe. segments: (keyframes, parallax). Keyframe rows of `poses` are filled by the caller."""
     for keyframes, moves in segments:
-        for a, b in zip(keyframes[:-1], keyframes[1:], strict=True):
+        for a, b in itertools.pairwise(keyframes):
             rows = list(range(scene.m.keyframes[a].row + 1, scene.m.keyframes[b].row))
             if rows:
                 pose_between(scene, frames, a, b, rows, trust, poses, moves)

@@ -55,8 +55,9 @@ def window_starts(segment: NDArray[np.int32], length: int, at_most: int) -> list
         if last - first < 2:
             continue
         runs += [range(start, min(start + length, last)) for start in range(first, max(first + 1, last - length // 2), max(1, length // 2))]
-    picks = np.unique(np.linspace(0, len(runs) - 1, min(at_most, len(runs))).round().astype(int)) if runs else []
-    return [runs[i] for i in picks]
+    if not runs:
+        return []
+    return [runs[i] for i in np.unique(np.linspace(0, len(runs) - 1, min(at_most, len(runs))).round().astype(int))]
 
 
 def measure_parallax(scene: Map, window: Sequence[int]) -> float:
@@ -102,8 +103,8 @@ def calibrate(
 ) -> Intrinsics:
     """Estimate the camera, or take it as given.
 
-    given: calibration at any resolution; scaled to the frames and returned with zero standard deviation. Otherwise a pinhole (or `brown`, with
-    k1) camera with the principal point in the middle. Flags `focal_unobservable` when the prior decided.
+    given: calibration at any resolution; scaled to the frames and returned with zero standard deviation. Otherwise a
+    pinhole (or `brown`, with k1) camera with the principal point in the middle. Flags `focal_unobservable` when the prior decided.
     """
     nothing = np.zeros(0)
     if given is not None:

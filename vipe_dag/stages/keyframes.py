@@ -77,8 +77,8 @@ def _same_place(frames: FrameSequence, rows: list[tuple[int, int]]) -> bool:
 def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[int], None] | None = None) -> Keyframes:
     """Choose keyframes and cut the video into shots.
 
-    frames: T >= 2 rows. Every shot's first and last row is a keyframe, so that each other frame lies between two. Motion is in pixels of the
-    frames handed in. Never raises for degenerate video; flags `static`, `segments`, `low_texture`, `short`.
+    frames: T >= 2 rows. Every shot's first and last row is a keyframe, so that each other frame lies between two.
+    Motion is in pixels of the frames handed in. Never raises for degenerate video; flags `static`, `segments`, `low_texture`, `short`.
     """
     total = len(frames)
     scale = max(1.0, max(frames.width, frames.height) / config.side)

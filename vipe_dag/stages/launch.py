@@ -1,12 +1,13 @@
 """How a map begins: a window of keyframes placed from several hypotheses, of which the robust cost chooses.
 
-The cost of a short window has more than one basin (a plane turning one way explains almost the same motion as one turning the other way, and
-forward motion almost the same as backward motion). Each hypothesis is adjusted with graduated non-convexity; the lowest cost wins.
+The cost of a short window has more than one basin: a plane turning one way explains almost the same motion as one turning the other
+way, and forward motion almost the same as backward motion. Each hypothesis is adjusted with graduated non-convexity; the lowest cost wins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import cv2
 import numpy as np
@@ -47,7 +48,8 @@ def widest_pair(scene: Map, window: Sequence[int]) -> tuple[int, int] | None:
 
 
 def from_pair(scene: Map, window: Sequence[int]) -> bool:
-    """Two-view geometry of the widest pair (five-point algorithm, Nister 2004, in MAGSAC++), then resection of the others. False: no such pair."""
+    """Two-view geometry of the widest pair (five-point algorithm, Nister 2004, in MAGSAC++), then resection of the
+    others. False: no such pair."""
     pair = widest_pair(scene, window)
     if pair is None:
         return False
@@ -86,14 +88,19 @@ def from_pair(scene: Map, window: Sequence[int]) -> bool:
     return True
 
 
+def _turning(scene: Map, window: Sequence[int], pace: float) -> bool:
+    rotating(scene, window, pace)
+    return True
+
+
 def launch(scene: Map, window: Sequence[int], scales: Sequence[float], thorough: bool) -> float:
     """Place a window by the best hypothesis, in place, first keyframe at identity; returns its robust cost. Intrinsics stay as they are.
 
     thorough: try the moving hypotheses even where two-view geometry gave an answer.
     """
     hypotheses: list[Callable[[], bool]] = [
-        lambda: from_pair(scene, window),
-        *((lambda pace=pace: rotating(scene, window, pace) is None) for pace in (0.0, _PACE, -_PACE)),
+        partial(from_pair, scene, window),
+        *(partial(_turning, scene, window, pace) for pace in (0.0, _PACE, -_PACE)),
     ]
     best: dict[int, tuple[Float, Float, Float]] = {}
     lowest = float("inf")

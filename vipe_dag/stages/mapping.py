@@ -37,7 +37,8 @@ def assemble(edges: Sequence[Edge], local: dict[int, int], points: int) -> Edges
 
 
 def align_rays(a: Float, b: Float, weight: Float) -> Float:
-    """The rotation (3, 3) that takes unit rays a (N, 3) to b (N, 3): weighted Kabsch, reweighted for outliers (Geman-McClure on the angle)."""
+    """The rotation (3, 3) that takes unit rays a (N, 3) to b (N, 3): weighted Kabsch, reweighted for outliers (Geman-
+    McClure on the angle)."""
     rotation = np.eye(3)
     for scale in (0.5, 0.2, 0.1, 0.05, 0.03, 0.02, 0.02, 0.02):
         error = np.square(b - a @ rotation.T).sum(1)
@@ -63,7 +64,8 @@ class Map:
     # -- measurements ------------------------------------------------------------------------------------------------------------------
 
     def connect(self, source: int, destination: int, through: Sequence[int] = ()) -> Edge:
-        """Measure an edge once: from where the map says the points are if both ends are posed, else along the keyframes of `through` between."""
+        """Measure an edge once: from where the map says the points are if both ends are posed, else along the keyframes
+        of `through` between."""
         key = (source, destination)
         if key not in self.edges:
             guess = self.predict(source, destination)
@@ -148,7 +150,8 @@ class Map:
         return float(distance[order][np.searchsorted(total, 0.5 * total[-1])])
 
     def extend(self, k: int, neighbours: Iterable[int]) -> Resection | None:
-        """Pose keyframe k from posed neighbours whose points it sees; give its points the depths of what it sees of them. None: not enough seen."""
+        """Pose keyframe k from posed neighbours whose points it sees; give its points the depths of what it sees of
+        them. None: not enough seen."""
         sources = [s for s in neighbours if s in self.rotation and (s, k) in self.edges]
         if not sources:
             return None
@@ -203,10 +206,13 @@ class Map:
     def problem(
         self, free: Sequence[int], fixed: Sequence[int], intrinsics: tuple[Intrinsic, ...] = (), rotation_only: bool = False
     ) -> tuple[Problem, State, list[int]]:
-        """Tensors of the part of the map made of `free` and `fixed` keyframes; depths of fixed keyframes stay too unless they have no free pose."""
+        """Tensors of the part of the map made of `free` and `fixed` keyframes; depths of fixed keyframes stay too
+        unless they have no free pose."""
         keys = sorted({*free, *fixed})
         local = {k: i for i, k in enumerate(keys)}
-        edges = assemble([e for e in self.edges.values() if e.source in local and e.destination in local], local, len(self.m.keyframes[0].uv))
+        edges = assemble(
+            [e for e in self.edges.values() if e.source in local and e.destination in local], local, len(self.m.keyframes[0].uv)
+        )
         is_free = torch.tensor([k in set(free) for k in keys])
         state = State(
             torch.from_numpy(np.stack([self.rotation[k] for k in keys])),

@@ -1,12 +1,14 @@
 """Correspondences between keyframes: where they come from and how much each is trusted.
 
 One representation serves dense flow and sparse matches alike: a keyframe owns P points (corners on a grid, then SIFT keypoints) and an edge
-i -> j holds, for each point of i, its pixel in j and a weight. Pixels are read on demand and kept in a small cache, so memory holds keypoints
+i -> j holds, for each point of i, its pixel in j and a weight. Pixels are read on demand and kept in a small cache, so
+memory holds keypoints
 and edges, never the clip.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,7 +55,8 @@ class Cache:
 
 @dataclass(frozen=True)
 class KeyframePoints:
-    """Points of one keyframe: uv (P, 2) float32 pixels, grid corners (row-major) first; sigma (P,) float32 px; features of the SIFT tail."""
+    """Points of one keyframe: uv (P, 2) float32 pixels, grid corners (row-major) first; sigma (P,) float32 px; features
+    of the SIFT tail."""
 
     row: int
     uv: Array
@@ -63,7 +66,8 @@ class KeyframePoints:
 
 @dataclass(frozen=True)
 class Edge:
-    """Points of keyframe `source` seen in keyframe `destination`: target (P, 2) float32 px; weight (P,) float32; kept: share of grid points followed."""
+    """Points of keyframe `source` seen in keyframe `destination`: target (P, 2) float32 px; weight (P,) float32; kept:
+    share of grid points followed."""
 
     source: int
     destination: int
@@ -128,13 +132,11 @@ class Measurements:
     def chain(self, path: Sequence[int]) -> Array:
         """A guess of where the grid corners of the first keyframe of a path are in the last, by dense flow from one to the next: (G, 2)."""
         uv = self.keyframes[path[0]].uv[: self.grid_count]
-        for a, b in zip(path[:-1], path[1:], strict=True):
+        for a, b in itertools.pairwise(path):
             uv = self.carry(uv, self.keyframes[a].row, self.keyframes[b].row)
         return uv
 
-    def follow(
-        self, source: int, row: int, guess: Array, level: int = 1, which: NDArray[np.bool_] | None = None
-    ) -> tuple[Array, Array]:
+    def follow(self, source: int, row: int, guess: Array, level: int = 1, which: NDArray[np.bool_] | None = None) -> tuple[Array, Array]:
         """Grid corners of a keyframe refined in any row from a guess (G, 2): target (G, 2), weight (G,). which (G,): follow only these."""
         points = self.keyframes[source]
         chosen = np.arange(self.grid_count) if which is None else np.nonzero(which)[0]

@@ -49,7 +49,7 @@ def likeness(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
     cv2.setRNGSeed(7)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 10, 1e-3)
     sample = np.ascontiguousarray(pool[:: max(1, len(pool) // 10_000)])
-    _, _, words = cv2.kmeans(sample, _WORDS, np.empty(0, np.int32), criteria, 1, cv2.KMEANS_PP_CENTERS)  # type: ignore[call-overload]
+    _, _, words = cv2.kmeans(sample, _WORDS, np.empty(0, np.int32), criteria, 1, cv2.KMEANS_PP_CENTERS)
     histogram = np.zeros((len(keyframes), _WORDS), np.float32)
     for row, descriptor in enumerate(descriptors):
         if len(descriptor):

@@ -70,7 +70,9 @@ def surface_through(uv: F32, inverse_depth: F32, rgb: NDArray[np.uint8]) -> F32 
     size = (-(-width // GRID), -(-height // GRID))
     with single_threaded_opencv():
         guide = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-    cell = np.clip((uv[:, 1] / GRID).astype(np.int64), 0, size[1] - 1) * size[0] + np.clip((uv[:, 0] / GRID).astype(np.int64), 0, size[0] - 1)
+    cell = np.clip((uv[:, 1] / GRID).astype(np.int64), 0, size[1] - 1) * size[0] + np.clip(
+        (uv[:, 0] / GRID).astype(np.int64), 0, size[0] - 1
+    )
     logs = np.log(inverse_depth)
     weight = np.ones_like(logs)
     surface = np.zeros((size[1], size[0]), np.float32)
