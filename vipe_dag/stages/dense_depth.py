@@ -236,8 +236,8 @@ class _Rows:
         other = -sight.relative[:, :3].T @ sight.relative[:, 3]  # centre of the other camera in this one: epipolar lines pass through it
         toward = other[:2].astype(np.float32) - rays.xy * np.float32(other[2])
         clear = texture_along(structure, toward)
-        weight: F32 = rays.valid * (sight.weight.astype(np.float32) / 255) * (clear / (clear + _TEXTURE_HALF))
-        return weight
+        weight = rays.valid * (sight.weight.astype(np.float32) / 255) * (clear / (clear + _TEXTURE_HALF))
+        return weight.astype(np.float32, copy=False)
 
     def _completed(self, row: int, inverse_depth: F32, relative_std: F32) -> tuple[F32, U8, Mask]:
         """z-depth, confidence and measured at working resolution: measurements as they are, the rest spread from them
