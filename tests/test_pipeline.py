@@ -12,13 +12,14 @@ import pytest
 
 import quick_stages
 from clips import write_clip
+from vipe_dag import open_video
 from vipe_dag.checks import specs
 from vipe_dag.config import PipelineConfig, load_config
 from vipe_dag.errors import EstimationError, SourceError, StoreError
 from vipe_dag.graph import STAGES
 from vipe_dag.pipeline import current_reports, run_stage, run_video, states
 from vipe_dag.store import VideoStore
-from vipe_dag.video import SourceRecord, open_source
+from vipe_dag.video import Clip, SourceRecord, open_source
 
 ALL = tuple(stage.name for stage in STAGES)
 FRAMES = 24
@@ -185,6 +186,16 @@ def test_a_video_without_parallax_passes_with_warnings(
     reports = run_video(store, video_id, config())
     assert [check.name for report in reports for check in report.checks if not check.passed] == ["parallax"]
     assert reports[-1].flags == ("no_parallax", "depth_unknown")
+
+
+@pytest.mark.parametrize("asset", ["keyframes", "ba_poses", "dense_depth", "aligned_depth"])
+def test_rows_of_every_asset_are_found_by_frame_and_have_their_time(store: VideoStore, clip: Path, calls: Counter[str], asset: str) -> None:
+    record = SourceRecord.of(open_source(str(clip)), Clip(start=0.5, stride=2))
+    store.register(record)
+    run_video(store, record.video_id, config())
+    found = open_video(store.root, record.video_id)[asset].dataset.sel(frame=8)
+    assert int(found["frame"]) == 8
+    assert float(found["time"]) == pytest.approx(8 / 12)
 
 
 def test_a_source_that_changed_since_it_was_registered_is_refused(store: VideoStore, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from vipe_dag.checks import Outcome
 from vipe_dag.config import PipelineConfig
 from vipe_dag.errors import SourceError
 from vipe_dag.results import AlignedBlock, BaPoses, DepthBlock
+from vipe_dag.sequence import FrameSequence
 from vipe_dag.store import VideoStore
 from vipe_dag.store.writer import Generation
 from vipe_dag.verdicts import DepthTally
@@ -94,6 +95,7 @@ def run_keyframes(run: StageRun) -> Outcome:
     frames = run.store.frames(run.record.video_id)
     found = keyframes.select(frames, run.config.keyframes, progress=lambda row: run.tick(row, len(frames)))
     _put(run, *result_arrays.keyframes_arrays(found), frame=len(frames), keyframe=len(found.keyframe))
+    _label_frames(run, frames)
     numbers = {"motion_px_median": float(np.nanmedian(found.motion)), "sharpness_median": float(np.nanmedian(found.sharpness))}
     counts = {"frames": len(frames), "keyframes": len(found.keyframe), "shots": len(np.unique(found.segment))}
     return Outcome(counts, numbers, found.flags, verdicts.of_keyframes(found))
@@ -126,6 +128,7 @@ def run_ba_poses(run: StageRun) -> Outcome:
     grid = found.inverse_depth.shape
     arrays, attributes = result_arrays.ba_poses_arrays(found, run.input("frames"))
     _put(run, arrays, attributes, frame=len(frames), keyframe=grid[0], gy=grid[1], gx=grid[2], segment_id=len(found.parallax))
+    _label_frames(run, frames)
     counts = {
         "frames": len(frames),
         "tracked": int(np.count_nonzero(found.tracked)),
@@ -143,7 +146,7 @@ def run_dense_depth(run: StageRun) -> Outcome:
 
     frames = run.store.frames(run.record.video_id)
     poses = result_arrays.ba_poses_from(run.input("ba_poses"))
-    tally = _write_depth(run, dense_depth.triangulate(frames, poses, run.config.dense_depth), len(frames), ())
+    tally = _write_depth(run, dense_depth.triangulate(frames, poses, run.config.dense_depth), frames, ())
     flags = _depth_flags(poses, tally)
     return Outcome(_depth_counts(tally, len(frames)), _depth_numbers(tally), flags, verdicts.of_depth(run.stage, tally, _parallax(poses)))
 
@@ -161,7 +164,7 @@ def run_aligned_depth(run: StageRun) -> Outcome:
             residuals.append(block.alignment_residual)
             yield block
 
-    tally = _write_depth(run, watched(), len(frames), ("scale", "shift", "alignment_residual"))
+    tally = _write_depth(run, watched(), frames, ("scale", "shift", "alignment_residual"))
     residual = np.concatenate(residuals)
     known = residual[np.isfinite(residual)]
     numbers = {**_depth_numbers(tally), "alignment_residual": float(np.median(known)) if len(known) else float("nan")}
@@ -193,8 +196,18 @@ def _put(run: StageRun, arrays: result_arrays.Arrays, attributes: result_arrays.
     writer.attrs(attributes)
 
 
-def _write_depth(run: StageRun, blocks: Iterable[DepthBlock | AlignedBlock], total: int, per_frame: tuple[str, ...]) -> DepthTally:
+def _label_frames(run: StageRun, frames: FrameSequence) -> None:
+    """Writes which frame of the source each row is, and its time, so that a reader can select by them."""
+    run.opened.put("frame", frames.frame)
+    run.opened.put("time", frames.time)
+
+
+def _write_depth(
+    run: StageRun, blocks: Iterable[DepthBlock | AlignedBlock], frames: FrameSequence, per_frame: tuple[str, ...]
+) -> DepthTally:
+    total = len(frames)
     tally, writer = DepthTally(), run.open_writer(frame=total)
+    _label_frames(run, frames)
     for block in blocks:
         tally.add(block.z_depth, block.measured)
         writer.append({name: getattr(block, name) for name in ("z_depth", "confidence", "measured", *per_frame)})
