@@ -14,7 +14,7 @@ import pytest
 
 import quick_stages
 from clips import write_clip
-from vipe_dag import cli
+from vipe_dag import cli, demo
 from vipe_dag.errors import EstimationError
 from vipe_dag.graph import STAGES
 from vipe_dag.placement import CONFIG_VARIABLE, HOME_VARIABLE, ROOT_VARIABLE
@@ -277,6 +277,39 @@ def test_export_keeps_an_existing_file(terminal: Terminal, clip: Path, root: str
     assert terminal("export", "tum", "mine", out, "--store", root, "--overwrite") == 0
 
 
+@pytest.fixture
+def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = demo.prepare
+    small = {"n_frames": 8, "width": 64, "height": 36, "supersample": 1}
+    monkeypatch.setattr(demo, "prepare", lambda *arguments: prepare(*arguments, **small))
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_the_demo_names_each_error_with_its_limit_and_prints_the_page_last(terminal: Terminal, tmp_path: Path, calls: Counter[str]) -> None:
+    assert terminal("demo", "--out", tmp_path) == 1  # quick stages estimate nothing
+    *lines, page = terminal.out.splitlines()
+    assert calls == dict.fromkeys(ALL, 1)
+    assert Path(page) == tmp_path / "room.html"
+    assert "must be below 0.06" in Path(page).read_text()
+    for name, limit in (("ATE", "< 1 % of the path"), ("focal length", "< 2 %"), ("AbsRel", "< 0.06")):
+        assert any(line.strip().startswith(name) and limit in line for line in lines)
+    assert any("fail" in line for line in lines)
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_a_demo_that_is_there_is_not_computed_again(terminal: Terminal, tmp_path: Path, calls: Counter[str]) -> None:
+    terminal("demo", "--out", tmp_path)
+    calls.clear()
+    terminal("demo", "--out", tmp_path)
+    assert not calls
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_the_demo_with_a_moving_figure_judges_the_trajectory(terminal: Terminal, tmp_path: Path, calls: Counter[str]) -> None:
+    terminal("demo", "--out", tmp_path, "--scene", "room_moving")
+    assert [line.split()[0] for line in terminal.out.splitlines() if " < " in line] == ["ATE"]
+
+
 def test_doctor_finds_this_installation_sound(terminal: Terminal, root: str) -> None:
     assert terminal("doctor", "--store", root, "--json") == 0
     findings = {finding["subject"]: finding["level"] for finding in terminal.json["findings"]}
@@ -304,6 +337,6 @@ def test_no_colours_in_a_pipe(clip: Path, root: str) -> None:
 
 
 def test_help_of_every_command(terminal: Terminal) -> None:
-    for command in ([], ["run"], ["status"], ["path"], ["doctor"], ["ui"], ["export", "tum"], ["evaluate"]):
+    for command in ([], ["run"], ["status"], ["path"], ["doctor"], ["ui"], ["export", "tum"], ["evaluate"], ["demo"]):
         assert terminal(*command, "--help") == 0
         assert "Usage" in terminal.out

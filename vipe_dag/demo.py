@@ -15,7 +15,10 @@ from vipe_dag.demo_page import write_page
 if TYPE_CHECKING:
     from vipe_dag.store import VideoStore
 
-__all__ = ["DemoPaths", "DemoSummary", "prepare", "summarise", "write_page"]
+__all__ = ["DEMO_SCENES", "DemoPaths", "DemoSummary", "Target", "prepare", "summarise", "targets", "write_page"]
+
+DEMO_SCENES = ("room", "room_moving")
+"""A walk around a table; the same walk behind a figure that covers about a fifth of the picture."""
 
 DEPTH_EVERY = 3
 """Every third frame gets a depth map: enough to measure, a third of the disk."""
@@ -27,6 +30,21 @@ class DemoPaths:
 
     video: Path
     truth_dir: Path
+
+
+@dataclass(frozen=True)
+class Target:
+    """One error of the demo and the limit it must stay below; unit is what follows the numbers, limit None for one that is only shown."""
+
+    name: str
+    value: float
+    limit: float | None
+    unit: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """None where there is no limit; an error that is not a number misses."""
+        return None if self.limit is None else self.value < self.limit
 
 
 @dataclass(frozen=True)
@@ -101,4 +119,14 @@ def summarise(
         depth_scale=found.depth.scale,
         depth_coverage=found.depth.coverage,
         seconds_per_stage=dict(seconds_per_stage or {}),
+    )
+
+
+def targets(scene: str, summary: DemoSummary) -> tuple[Target, ...]:
+    """What the demo must reach on a scene of DEMO_SCENES. Behind a moving figure only the trajectory has a limit."""
+    moving = scene == "room_moving"
+    return (
+        Target("ATE", summary.ate_percent, 2.0 if moving else 1.0, " % of the path"),
+        Target("focal length", summary.focal_error_percent, None if moving else 2.0, " %"),
+        Target("AbsRel", summary.abs_rel, None if moving else 0.06),
     )

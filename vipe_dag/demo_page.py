@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from vipe_dag.demo import DemoSummary
+    from vipe_dag.demo import DemoSummary, Target
     from vipe_dag.store import VideoStore
 
 _SHOWN = 4
@@ -39,6 +39,10 @@ code { font-size: .92em; overflow-wrap: anywhere; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; }
 .card b { display: block; font-size: 1.55rem; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: .88rem; }
+.card em { display: block; font-style: normal; font-size: .82rem; margin-top: .35rem; }
+.card em::before { content: "\\25CF\\00A0"; }
+.met { color: #1a7f37; }
+.missed { color: #cf222e; }
 img { max-width: 100%; height: auto; display: block; border-radius: 4px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .4rem .6rem; border-bottom: 1px solid var(--line); vertical-align: middle; }
@@ -86,10 +90,17 @@ class _Pictures:
     depth: bytes
 
 
-def write_page(out_html: str | Path, root: str | Path | VideoStore, video_id: str, truth_dir: str | Path, summary: DemoSummary) -> Path:
+def write_page(
+    out_html: str | Path,
+    root: str | Path | VideoStore,
+    video_id: str,
+    truth_dir: str | Path,
+    summary: DemoSummary,
+    targets: Sequence[Target] = (),
+) -> Path:
     """Write the page: camera path, depth strips, errors and timing of a stored video beside its truth. Returns the path.
 
-    truth_dir: as vipe_dag.demo.prepare writes it. Raises StoreError, SourceError, EstimationError.
+    truth_dir: as vipe_dag.demo.prepare writes it. targets: shown on top with their limits. Raises StoreError, SourceError, EstimationError.
     """
     from vipe_dag.store import VideoStore
 
@@ -98,7 +109,7 @@ def write_page(out_html: str | Path, root: str | Path | VideoStore, video_id: st
     page = _PAGE.substitute(
         video_id=escape(video_id),
         frames=summary.frames,
-        cards=_cards(summary),
+        cards=_cards(summary, targets),
         trajectory=_inline(pictures.trajectory),
         position_error=_inline(pictures.position_error),
         depth=_inline(pictures.depth),
@@ -155,15 +166,23 @@ def _percent(value: float) -> str:
     return "not defined" if math.isnan(value) else f"{value:.2f} %"
 
 
-def _cards(summary: DemoSummary) -> str:
+def _cards(summary: DemoSummary, targets: Sequence[Target]) -> str:
     total = sum(summary.seconds_per_stage.values())
     shown = (
-        (_percent(summary.ate_percent), "trajectory error, of the path length"),
-        (_percent(summary.focal_error_percent), "focal length error"),
-        (f"{summary.abs_rel:.3f}", "relative depth error (AbsRel)"),
-        (f"{total:.1f} s", "for the six assets"),
+        ("ATE", _percent(summary.ate_percent), "trajectory error, of the path length"),
+        ("focal length", _percent(summary.focal_error_percent), "focal length error"),
+        ("AbsRel", f"{summary.abs_rel:.3f}", "relative depth error (AbsRel)"),
+        ("", f"{total:.1f} s", "for the six assets"),
     )
-    return "".join(f'<div class="card"><b>{value}</b><span>{what}</span></div>' for value, what in shown)
+    judged = {target.name: target for target in targets}
+    return "".join(f'<div class="card"><b>{value}</b><span>{what}</span>{_verdict(judged.get(name))}</div>' for name, value, what in shown)
+
+
+def _verdict(target: Target | None) -> str:
+    if target is None or target.limit is None:
+        return ""
+    word = "met" if target.met else "missed"
+    return f'<em class="{word}">{word}: must be below {target.limit:g}{escape(target.unit)}</em>'
 
 
 def _errors(summary: DemoSummary) -> str:

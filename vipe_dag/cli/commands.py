@@ -175,6 +175,43 @@ def ui(
     raise typer.Exit(serve(store, host, port))
 
 
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", file_okay=False, help="Clip, truth, store and page go here.")] = Path(
+        "demo_out"
+    ),
+    scene: Annotated[
+        Literal["room", "room_moving"], typer.Option(help="room_moving: behind a figure that covers a fifth of the picture.")
+    ] = "room",
+) -> None:
+    """Render a clip whose cameras are known, run the pipeline on it, compare with the truth, write a page. Exits 1 when a target is missed."""
+    from vipe_dag import demo as the_demo
+    from vipe_dag.runner import Request, run_sources
+    from vipe_dag.store import VideoStore
+
+    root, screen = str(out / "store"), console(sys.stdout)
+    request = Request(configuration(root))
+    with RunDisplay(screen, keep_output=False) as display:
+        display.stage_started(scene, "rendering")
+        paths = the_demo.prepare(out / scene, scene, lambda done, total: display.stage_progress(scene, "rendering", done, total))
+        (result,) = run_sources(root, [str(paths.video)], request, display)
+    if result.status == "failed" or result.video_id is None:
+        raise typer.Exit(1)
+    store, seconds = VideoStore(root), {report.stage: report.compute_seconds for report in result.reports}
+    summary = the_demo.summarise(store, result.video_id, paths.truth_dir, seconds)
+    found = the_demo.targets(scene, summary)
+    marks = {None: "", True: "[green]pass[/]", False: "[bold red]fail[/]"}
+    table = Table("error", "value", "must be", "", box=None, header_style="bold")
+    for target in found:
+        limit = "" if target.limit is None else f"< {target.limit:g}{target.unit}"
+        table.add_row(target.name, f"{target.value:.3g}{target.unit}", limit, marks[target.met])
+    screen.print(table)
+    page = the_demo.write_page(out / f"{scene}.html", store, result.video_id, paths.truth_dir, summary, found)
+    typer.echo(page.resolve())
+    if any(target.met is False for target in found):
+        raise typer.Exit(1)
+
+
 @export.command()
 def tum(
     video_id: VideoId,
