@@ -177,14 +177,12 @@ def ui(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", file_okay=False, help="Clip, truth, store and page go here.")] = Path(
-        "demo_out"
-    ),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", file_okay=False, help="Where everything goes.")] = Path("demo_out"),
     scene: Annotated[
         Literal["room", "room_moving"], typer.Option(help="room_moving: behind a figure that covers a fifth of the picture.")
     ] = "room",
 ) -> None:
-    """Render a clip whose cameras are known, run the pipeline on it, compare with the truth, write a page. Exits 1 when a target is missed."""
+    """Render a clip whose cameras are known, run the pipeline, compare with the truth, write a page. Exits 1 when a target is missed."""
     from vipe_dag import demo as the_demo
     from vipe_dag.runner import Request, run_sources
     from vipe_dag.store import VideoStore
