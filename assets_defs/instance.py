@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PROCESS_TAG = "vipe_dag/process"
 DATA_VERSION_TAG = "dagster/data_version"
 HOME_CONFIG = """\
-# Written once by vipe-dag; yours to change. See docs/dagster.md.
+# Written once by vipe-dag; yours to change.
 telemetry:
   enabled: false
 nux:

@@ -72,24 +72,45 @@ def end(process: subprocess.Popen[str]) -> None:
             child.kill()
 
 
+class Server:
+    """Started for the first test that needs it, and again after a test that ended it."""
+
+    def __init__(self, store: VideoStore) -> None:
+        self._store = store
+        self._served: Served | None = None
+
+    def served(self) -> Served:
+        if self._served is None or self._served.process.poll() is not None:
+            self._served = Served(*serve(Path(self._store.root)), self._store)
+        return self._served
+
+    def end(self) -> None:
+        if self._served is not None:
+            end(self._served.process)
+
+
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    chromium.require()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("ui")
     store = VideoStore(folder / "store")
     for name, seed in (("computed", 0), ("missing", 1)):
         clip = write_clip(folder / f"{name}.mp4", 12, seed=seed)
         store.register(SourceRecord.of(open_source(str(clip)), video_id=name))
     run_stage(store, "computed", "frames", load_config())
-    process, url = serve(folder / "store")
+    server = Server(store)
     try:
-        yield Served(process, url, store)
+        yield server
     finally:
-        end(process)
+        server.end()
+
+
+@pytest.fixture
+def served(server: Server) -> Served:
+    return server.served()
 
 
 @pytest.fixture(scope="module")
-def page(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Page]:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Page]:
     with chromium.page(tmp_path_factory.mktemp("profile")) as page:
         yield page
 
@@ -104,7 +125,7 @@ def test_videos_of_the_store_are_partitions_and_what_it_has_is_materialized(serv
     page.wait_for_text("Materialized (1)", "Missing (1)", "computed", "missing")
 
 
-def test_a_partition_is_materialized_by_clicking(served: Served, page: chromium.Page, tmp_path: Path) -> None:
+def test_a_partition_is_materialized_by_clicking(served: Served, page: chromium.Page) -> None:
     page.open(f"{served.url}/assets/frames?view=partitions")
     page.wait_for_text("Missing (1)")
     page.click("//button[contains(., 'Materialize')]")
@@ -120,9 +141,9 @@ def test_a_partition_is_materialized_by_clicking(served: Served, page: chromium.
 
 
 def test_pictures_inside_a_materialization_are_shown(served: Served, page: chromium.Page) -> None:
-    page.open(f"{served.url}/assets/frames?view=partitions&partition=missing")
-    page.wait_for_text("peak_rss_mb")
-    page.click("//button[contains(., 'Show Markdown')]")
+    page.open(f"{served.url}/assets/frames?view=partitions&partition=computed")
+    page.wait_for_text("frames_strip")
+    page.click("//*[text()='[Show Markdown]']")
     widths = page.wait_for_pictures()
     assert all(width > 0 for width in widths)
 
@@ -138,18 +159,6 @@ def test_it_listens_on_loopback_only(served: Served) -> None:
     assert set(listening) <= {"127.0.0.1", "::1"}
 
 
-def test_ctrl_c_ends_all_its_processes(tmp_path: Path) -> None:
-    process, url = serve(tmp_path)
-    children = family(process)
-    assert children
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert not alive
-    with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(url, timeout=5)
-
-
 def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -157,3 +166,14 @@ def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
         found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert found.returncode == 2
     assert re.fullmatch(rf"error: --host 127.0.0.1 --port {port}: Address already in use; .*\n", found.stderr)
+
+
+def test_ctrl_c_ends_all_its_processes(served: Served) -> None:
+    children = family(served.process)
+    assert children
+    served.process.send_signal(signal.SIGINT)
+    assert served.process.wait(60) == 0
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(served.url, timeout=5)

@@ -131,7 +131,7 @@ class BaPosesConfig(StageConfig):
         0.1, ge=0.0, le=1.0, description="Standard deviation of the radial distortion k1 under its prior of zero; 0 keeps a pinhole camera."
     )
     distortion_gain: float = Field(
-        0.01, ge=0.0, le=1.0, description="Radial distortion is taken up only if it lowers the robust cost by at least this share."
+        0.005, ge=0.0, le=1.0, description="Radial distortion is taken up only if it lowers the robust cost by at least this share."
     )
 
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vipe_kernels import cameras
+from vipe_kernels import cameras, fused
 
 _SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "k1": (4,), "k2": (5,)}
 _CHUNK_ROWS = 150_000
@@ -205,6 +206,113 @@ def _intrinsic_values(problem: Problem, params: Tensor) -> Tensor:
     return torch.stack([torch.log(params[0]) if f.name == "focal" else params[_SLOTS[f.name][0]] for f in problem.intrinsics])
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the measurements of one chunk of S source keyframes and their E edges, in the tangent of the destination camera.
+
+    Hjj (E, 6, 6), gj (E, 6); with the n free intrinsics Hjk (E, 6, n), Hkk (n, n), gk (n,); with the inverse depths E (S, width, P), rows
+    [source pose, each destination pose, intrinsics], C (S, P) and w (S, P); robust cost and mass.
+    """
+
+    Hjj: Tensor
+    gj: Tensor
+    Hjk: Tensor
+    Hkk: Tensor
+    gk: Tensor
+    E: Tensor
+    C: Tensor
+    w: Tensor
+    cost: float
+    mass: float
+
+
+def linearise(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float) -> Sums:
+    """Linearise the measurements of a chunk: compiled on the CPU, by tensor operations elsewhere. r, t: `relative` of its edges."""
+    on_cpu = state.params.device.type == "cpu" and state.params.dtype == torch.float64
+    return (linearise_compiled if on_cpu else linearise_tensors)(problem, state, chunk, r, t, rays, d_ray, scale)
+
+
+def _width(problem: Problem, src: Tensor) -> int:
+    """Rows of the depth-to-rest block: own pose, the most destinations any source has, intrinsics."""
+    return 6 * (int(torch.unique_consecutive(src, return_counts=True)[1].max()) + 1) + len(problem.intrinsics)
+
+
+def linearise_compiled(
+    problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float
+) -> Sums:
+    """`linearise` by the loops of `fused`."""
+    src = problem.edges.source[chunk]
+    first, edges, n, points = int(src[0]), len(src), len(problem.intrinsics), problem.uv.shape[1]
+    span = int(src[-1]) - first + 1
+    starts = np.searchsorted(src.numpy(), first + np.arange(span + 1))
+    params = state.params.numpy()
+    codes = np.array([fused.INTRINSIC_CODES[f.name] for f in problem.intrinsics], np.int64)
+    slope = d_ray.numpy() if n else np.zeros((1, 1, 2, 1))
+    shapes = ((edges, 6, 6), (edges, 6), (edges, 6, n), (span, n, n), (span, n), (span, _width(problem, src), points))
+    sums = tuple(np.zeros(shape) for shape in (*shapes, (span, points), (span, points), (span, 2)))
+    totals = sums[-1]
+    target, weight = problem.edges.target[chunk].numpy(), problem.edges.weight[chunk].numpy()
+    common = (starts, first, *(x.contiguous().numpy() for x in (r, t, rays, state.inverse_depth, problem.free_depth)), target, weight)
+    camera = (params, fused.MODEL_CODES[problem.model], fused.view_limit(params, problem.model), codes, slope)
+
+    def task(a: int, b: int) -> None:
+        fused.linearise(a, b, *common, *camera, scale * scale, problem.near, problem.rotation_only, *sums)
+
+    fused.threaded(task, span, weight.size)
+    Hjj, gj, Hjk, Hkk, gk, E, C, w = (torch.from_numpy(x) for x in sums[:-1])
+    return Sums(Hjj, gj, Hjk, Hkk.sum(0), gk.sum(0), E, C, w, float(totals[:, 0].sum()), float(totals[:, 1].sum()))
+
+
+def linearise_tensors(
+    problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float
+) -> Sums:
+    """`linearise` by tensor operations, on any device and in any floating type."""
+    dtype, device = state.params.dtype, state.params.device
+    n, points = len(problem.intrinsics), problem.uv.shape[1]
+    src = problem.edges.source[chunk]
+    edges_n, first = len(src), int(src[0])
+    span, local = int(src[-1]) - first + 1, src - first
+    d = state.inverse_depth[src]
+    point = rays[src] @ r.transpose(-1, -2) + t[:, None] * d.unsqueeze(-1)
+    columns = _intrinsic_columns(problem)
+    uv, A, B = cameras.project_with_jacobian(point, state.params, problem.model, columns)
+    error = problem.edges.target[chunk].to(dtype) - uv
+    squared = error[..., 0].square() + error[..., 1].square()
+    weight = problem.edges.weight[chunk].to(dtype)
+    seen = (point[..., 2] > problem.near) & cameras.in_view(point, state.params, problem.model)
+    shape = scale * scale / (scale * scale + squared)
+    # a point that the camera cannot see is an outlier at its worst, so that no step is rewarded for hiding points
+    cost = float((weight * torch.where(seen, squared * shape, scale * scale)).sum())
+    weight = weight * seen
+    rw = weight * shape * shape
+    J = torch.cat([A * d[..., None, None], torch.cross(point.unsqueeze(-2).expand_as(A), A, dim=-1)], -1)
+    if problem.rotation_only:
+        J[..., :3] = 0.0
+    Jd = (A.flatten(1, 2) @ t.unsqueeze(-1)).view_as(error) * problem.free_depth[src].to(dtype)[:, None, None]
+    WJ = J * rw[..., None, None]
+    flat = J.reshape(edges_n, -1, 6).transpose(1, 2)
+    gj = (WJ.reshape(edges_n, -1, 6).transpose(1, 2) @ error.reshape(edges_n, -1, 1)).squeeze(-1)
+    Ej = _inner(WJ, Jd)
+    Jd_w = Jd * rw.unsqueeze(-1)
+    C = torch.zeros(span, points, dtype=dtype, device=device).index_add_(0, local, _dot(Jd, Jd_w))
+    w = torch.zeros(span, points, dtype=dtype, device=device).index_add_(0, local, _dot(Jd_w, error))
+    order = torch.arange(edges_n, device=device) - torch.searchsorted(src, src)
+    E = torch.zeros(span, _width(problem, src), points, dtype=dtype, device=device)
+    E[local[:, None], (6 * (1 + order))[:, None] + torch.arange(6, device=device)] = Ej.transpose(1, 2)
+    E[:, :6].index_add_(0, local, -(Ej @ adjoint(r, t)).transpose(1, 2))
+    if problem.rotation_only:
+        E[:, :3] = 0.0
+    Hjk, Hkk, gk = torch.zeros(edges_n, 6, n, dtype=dtype), torch.zeros(n, n, dtype=dtype), torch.zeros(n, dtype=dtype)
+    if n:
+        Jk = B @ _intrinsic_basis(problem, state.params)
+        Jk = Jk + A[..., :2] @ (r[:, None, :2, :2] @ d_ray[src]) + A[..., 2:] @ (r[:, None, 2:, :2] @ d_ray[src])
+        WJk = Jk * rw[..., None, None]
+        Hjk, Hkk = flat @ WJk.reshape(edges_n, -1, n), Jk.reshape(-1, n).T @ WJk.reshape(-1, n)
+        gk = WJk.reshape(-1, n).T @ error.ravel()
+        E[:, -n:].index_add_(0, local, _inner(WJk, Jd).transpose(1, 2))
+    return Sums(flat @ WJ.reshape(edges_n, -1, 6), gj, Hjk, Hkk, gk, E, C, w, cost, float((weight * shape).sum()))
+
+
 def _build(problem: Problem, state: State, scale: float) -> _System:
     """Linearise all measurements at `state` and eliminate the depths."""
     dtype, device = state.params.dtype, state.params.device
@@ -234,73 +342,38 @@ def _build(problem: Problem, state: State, scale: float) -> _System:
     prior = problem.depth_prior
     for chunk in _chunks(problem):
         src, dst = problem.edges.source[chunk], problem.edges.destination[chunk]
+        edges_n, first, last = len(src), int(src[0]), int(src[-1])
         r, t = relative(state.rotation, state.translation, src, dst)
-        d = state.inverse_depth[src]
-        point = rays[src] @ r.transpose(-1, -2) + t[:, None] * d.unsqueeze(-1)
-        uv, A, B = cameras.project_with_jacobian(point, state.params, problem.model, columns)
-        error = problem.edges.target[chunk].to(dtype) - uv
-        squared = error[..., 0].square() + error[..., 1].square()
-        weight = problem.edges.weight[chunk].to(dtype) * (point[..., 2] > problem.near)
-        shape = scale * scale / (scale * scale + squared)
-        cost += float((weight * squared * shape).sum())
-        mass += float((weight * shape).sum())
-        rw = weight * shape * shape
-        J = torch.cat([A * d[..., None, None], torch.cross(point.unsqueeze(-2).expand_as(A), A, dim=-1)], -1)
-        if problem.rotation_only:
-            J[..., :3] = 0.0
-        Jd = (A.flatten(1, 2) @ t.unsqueeze(-1)).view_as(error) * problem.free_depth[src].to(dtype)[:, None, None]
-        edges_n = len(src)
-        WJ = J * rw[..., None, None]
-        flat = J.reshape(edges_n, -1, 6).transpose(1, 2)
-        Hjj = flat @ WJ.reshape(edges_n, -1, 6)
-        gj = (WJ.reshape(edges_n, -1, 6).transpose(1, 2) @ error.reshape(edges_n, -1, 1)).squeeze(-1)
-        Ej = _inner(WJ, Jd)
-        Jd_w = Jd * rw.unsqueeze(-1)
+        # rows of the eliminated system that each source keyframe touches: [own pose, each destination pose, intrinsics]
+        local = src - first
+        order = torch.arange(edges_n, device=device) - torch.searchsorted(src, src)
+        sums = linearise(problem, state, chunk, r, t, rays, d_ray, scale)
+        cost, mass = cost + sums.cost, mass + sums.mass
+        Hjj, gj, E = sums.Hjj, sums.gj, sums.E
         ad = adjoint(r, t)
         if problem.rotation_only:
             ad = torch.block_diag(torch.zeros(3, 3, dtype=dtype), torch.eye(3, dtype=dtype)) @ ad
         Hij = -ad.transpose(1, 2) @ Hjj
         Hii = -Hij @ ad
         gi = -(ad.transpose(1, 2) @ gj.unsqueeze(-1)).squeeze(-1)
-        Ei = -(Ej @ ad)
-        # depth blocks of the source keyframes of this chunk
-        first, last = int(src[0]), int(src[-1])
-        local = src - first
-        span = last - first + 1
-        Cc = torch.zeros(span, points, dtype=dtype, device=device).index_add_(0, local, _dot(Jd, Jd_w))
-        wc = torch.zeros(span, points, dtype=dtype, device=device).index_add_(0, local, _dot(Jd_w, error))
         depth = state.inverse_depth[first : last + 1]
-        C[first : last + 1], w[first : last + 1] = Cc + prior / depth.square(), wc
-        # rows of the eliminated system that each source keyframe touches: [own pose, each destination pose, intrinsics]
-        start = torch.searchsorted(src, src)
-        order = torch.arange(edges_n, device=device) - start
-        degree = int(order.max()) + 1
-        width = 6 * (degree + 1) + n
-        E = torch.zeros(span, width, points, dtype=dtype, device=device)
-        index = torch.full((span, width), trash, dtype=torch.long, device=device)
+        C[first : last + 1], w[first : last + 1] = sums.C + prior / depth.square(), sums.w
+        index = torch.full(E.shape[:2], trash, dtype=torch.long, device=device)
         place_i = torch.where(slot[src] >= 0, slot[src] * 6, -1)
         place_j = torch.where(slot[dst] >= 0, slot[dst] * 6, -1)
-        row_j = (6 * (1 + order))[:, None] + six
-        E[local[:, None], row_j] = Ej.transpose(1, 2)
-        E.view(span, width, points)[:, :6].index_add_(0, local, Ei.transpose(1, 2))
-        index[local[:, None], row_j] = torch.where(place_j[:, None] >= 0, place_j[:, None] + six, trash)
+        index[local[:, None], (6 * (1 + order))[:, None] + six] = torch.where(place_j[:, None] >= 0, place_j[:, None] + six, trash)
         index[local[:, None], six] = torch.where(place_i[:, None] >= 0, place_i[:, None] + six, trash)
         if n:
-            Jk = B @ basis + A[..., :2] @ (r[:, None, :2, :2] @ d_ray[src]) + A[..., 2:] @ (r[:, None, 2:, :2] @ d_ray[src])
-            WJk = Jk * rw[..., None, None]
-            Hkk = Jk.reshape(-1, n).T @ WJk.reshape(-1, n)
-            Hjk = flat @ WJk.reshape(edges_n, -1, n)
+            Hjk = sums.Hjk
             Hik = -ad.transpose(1, 2) @ Hjk
-            gk = WJk.reshape(-1, n).T @ error.ravel()
-            E[:, -n:].index_add_(0, local, _inner(WJk, Jd).transpose(1, 2))
             index[:, -n:] = tail
-            _scatter(S, size, tail[None], tail[None], Hkk[None])
+            _scatter(S, size, tail[None], tail[None], sums.Hkk[None])
             shared = tail.expand(edges_n, n)
             for place, block in ((place_i, Hik), (place_j, Hjk)):
                 rows = torch.where(place[:, None] >= 0, place[:, None] + six, trash)
                 _scatter(S, size, rows, shared, block)
                 _scatter(S, size, shared, rows, block.transpose(1, 2))
-            v.index_add_(0, tail, gk)
+            v.index_add_(0, tail, sums.gk)
         rows_i = torch.where(place_i[:, None] >= 0, place_i[:, None] + six, trash)
         rows_j = torch.where(place_j[:, None] >= 0, place_j[:, None] + six, trash)
         _scatter(S, size, rows_i, rows_i, Hii)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vipe_kernels import cameras
+from vipe_kernels import cameras, fused
 from vipe_kernels.bundle import exp_se3
 
 Float = NDArray[np.float64]
@@ -44,6 +44,78 @@ class Resections:
     position_std: Tensor
 
 
+Minimum = tuple[Tensor, Tensor, Tensor, Tensor]
+"""rotation (F, 3, 3), translation (F, 3), normal matrix (F, 6, 6) and distances (F, N) in pixels (1e6: out of view) at the last scale."""
+
+
+def minimise_tensors(
+    points: Tensor, targets: Tensor, weights: Tensor, model: str, params: Tensor, rotation: Tensor, translation: Tensor,
+    scales: Sequence[float], steps: int,
+) -> Minimum:  # fmt: skip
+    """The minimisation of `resect_batch` by tensor operations, on any device; scales in pixels."""
+    dtype = points.dtype
+    eye = torch.eye(6, dtype=dtype)
+
+    def evaluate(r: Tensor, t: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        camera = points[..., :3] @ r.transpose(-1, -2) + t[:, None] * points[..., 3:]
+        uv, A, _ = cameras.project_with_jacobian(camera, params, model, columns=())
+        error = targets - uv
+        squared = error.square().sum(-1)
+        front = (camera[..., 2] > 0.02 * camera.norm(dim=-1)) & cameras.in_view(camera, params, model)
+        w = weights * front
+        shape = scale * scale / (scale * scale + squared)
+        missing = weights * ~front * scale * scale
+        cost = (w * squared * shape + missing).sum(1)
+        J = torch.cat([A * points[..., 3, None, None], torch.cross(camera.unsqueeze(-2).expand_as(A), A, dim=-1)], -1)
+        WJ = J * (w * shape * shape)[..., None, None]
+        H = J.reshape(len(J), -1, 6).transpose(1, 2) @ WJ.reshape(len(J), -1, 6)
+        g = (WJ * error.unsqueeze(-1)).sum((1, 2))
+        return cost, H, g, torch.where(front & (weights > 0), squared.sqrt(), torch.full_like(squared, 1e6))
+
+    distance = torch.empty(0)
+    H = eye.expand(len(points), 6, 6)
+    for scale in scales:
+        cost, H, g, distance = evaluate(rotation, translation, scale)
+        for _ in range(steps):
+            diagonal = torch.diag_embed(H.diagonal(dim1=1, dim2=2) * 1e-4 + 1e-9)
+            delta = torch.linalg.solve(H + diagonal + 1e-9 * eye, g.unsqueeze(-1)).squeeze(-1)
+            pending = torch.ones(len(points), dtype=torch.bool)
+            for fraction in (1.0, 0.3):
+                r, t = exp_se3(delta * fraction)
+                r_new, t_new = r @ rotation, (r @ translation.unsqueeze(-1)).squeeze(-1) + t
+                tried = evaluate(r_new, t_new, scale)
+                better = pending & (tried[0] <= cost)
+                rotation = torch.where(better[:, None, None], r_new, rotation)
+                translation = torch.where(better[:, None], t_new, translation)
+                cost, H, g, distance = (
+                    torch.where(better.view(-1, *[1] * (old.dim() - 1)), new, old)
+                    for new, old in zip(tried, (cost, H, g, distance), strict=True)
+                )
+                pending &= ~better
+                if not bool(pending.any()):
+                    break
+    return rotation, translation, H, distance
+
+
+def minimise_compiled(
+    points: Tensor, targets: Tensor, weights: Tensor, model: str, params: Tensor, rotation: Tensor, translation: Tensor,
+    scales: Sequence[float], steps: int,
+) -> Minimum:  # fmt: skip
+    """The same by the loops of `fused`; a frame that no longer improves is left early."""
+    frames, count = weights.shape
+    r, t = rotation.contiguous().clone().numpy(), translation.contiguous().clone().numpy()
+    H, distance = np.zeros((frames, 6, 6)), np.zeros((frames, count))
+    p, target, weight, k = (x.contiguous().numpy() for x in (points, targets, weights, params))
+    limit = fused.view_limit(k, model)
+    squared = np.square(np.asarray(scales, np.float64))
+
+    def task(first: int, last: int) -> None:
+        fused.resect(first, last, p, target, weight, k, fused.MODEL_CODES[model], limit, squared, steps, r, t, H, distance)
+
+    fused.threaded(task, frames, weights.numel() * len(scales) * steps)
+    return torch.from_numpy(r), torch.from_numpy(t), torch.from_numpy(H), torch.from_numpy(distance)
+
+
 def resect_batch(
     points: Tensor,
     targets: Tensor,
@@ -61,45 +133,11 @@ def resect_batch(
     points (F, N, 4) homogeneous world; targets (F, N, 2) px; weights (F, N), 0 = absent; rotation (F, 3, 3), translation (F, 3) starts.
     unit: pixels per pixel of a 640-wide picture. A step whose cost rises at its scale is halved once, then dropped.
     """
-    dtype = points.dtype
-    eye = torch.eye(6, dtype=dtype)
-
-    def evaluate(r: Tensor, t: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        camera = points[..., :3] @ r.transpose(-1, -2) + t[:, None] * points[..., 3:]
-        uv, A, _ = cameras.project_with_jacobian(camera, params, model, columns=())
-        error = targets - uv
-        squared = error.square().sum(-1)
-        front = camera[..., 2] > 0.02 * camera.norm(dim=-1)
-        w = weights * front
-        shape = scale * scale / (scale * scale + squared)
-        missing = weights * ~front * scale * scale
-        cost = (w * squared * shape + missing).sum(1)
-        J = torch.cat([A * points[..., 3, None, None], torch.cross(camera.unsqueeze(-2).expand_as(A), A, dim=-1)], -1)
-        WJ = J * (w * shape * shape)[..., None, None]
-        H = J.reshape(len(J), -1, 6).transpose(1, 2) @ WJ.reshape(len(J), -1, 6)
-        g = (WJ * error.unsqueeze(-1)).sum((1, 2))
-        return cost, H, g, torch.where(front, squared.sqrt(), torch.full_like(squared, 1e6))
-
-    distance = torch.empty(0)
-    H = eye.expand(len(points), 6, 6)
-    for scale in scales:
-        cost, H, g, distance = evaluate(rotation, translation, scale * unit)
-        for _ in range(steps):
-            diagonal = torch.diag_embed(H.diagonal(dim1=1, dim2=2) * 1e-4 + 1e-9)
-            delta = torch.linalg.solve(H + diagonal + 1e-9 * eye, g.unsqueeze(-1)).squeeze(-1)
-            for fraction in (1.0, 0.3):
-                r, t = exp_se3(delta * fraction)
-                r_new, t_new = r @ rotation, (r @ translation.unsqueeze(-1)).squeeze(-1) + t
-                tried = evaluate(r_new, t_new, scale * unit)
-                better = tried[0] <= cost
-                rotation = torch.where(better[:, None, None], r_new, rotation)
-                translation = torch.where(better[:, None], t_new, translation)
-                cost, H, g, distance = (
-                    torch.where(better.view(-1, *[1] * (old.dim() - 1)), new, old)
-                    for new, old in zip(tried, (cost, H, g, distance), strict=True)
-                )
-                if bool(better.all()):
-                    break
+    on_cpu = points.device.type == "cpu" and points.dtype == torch.float64
+    minimise = minimise_compiled if on_cpu else minimise_tensors
+    rotation, translation, H, distance = minimise(
+        points, targets, weights, model, params, rotation, translation, tuple(s * unit for s in scales), steps
+    )
     total = weights.sum(1).clamp_min(1e-12)
     inliers = (weights * (distance < 3.0 * unit)).sum(1) / total
     order = distance.argsort(1)

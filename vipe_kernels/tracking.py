@@ -178,5 +178,8 @@ def verify(a: Points, b: Points, threshold: float) -> NDArray[np.bool_]:
     if len(a) < 8:
         return np.zeros(len(a), bool)
     cv2.setRNGSeed(7)
-    _, mask = cv2.findFundamentalMat(a, b, cv2.USAC_MAGSAC, threshold, 0.999, 2000)
+    try:
+        _, mask = cv2.findFundamentalMat(a, b, cv2.USAC_MAGSAC, threshold, 0.999, 2000)
+    except cv2.error:  # raised instead of an answer where no sample gave a model (OpenCV 4.13)
+        return np.zeros(len(a), bool)
     return np.zeros(len(a), bool) if mask is None else mask.ravel().astype(bool)

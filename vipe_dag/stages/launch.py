@@ -61,7 +61,10 @@ def from_pair(scene: Map, window: Sequence[int]) -> bool:
     cv2.setRNGSeed(7)
     threshold = 1.0 * scene.m.unit / scene.params[0]
     xa, xb = np.ascontiguousarray(rays_a[seen, :2]), np.ascontiguousarray(rays_b[seen, :2])
-    essential, mask = cv2.findEssentialMat(xa, xb, np.eye(3), cv2.USAC_MAGSAC, 0.999, threshold)
+    try:
+        essential, mask = cv2.findEssentialMat(xa, xb, np.eye(3), cv2.USAC_MAGSAC, 0.999, threshold)
+    except cv2.error:  # raised instead of an answer where no sample gave a model (OpenCV 4.13)
+        return False
     if essential is None or essential.shape != (3, 3):
         return False
     _, rotation, translation, _ = cv2.recoverPose(essential, xa, xb, np.eye(3), mask=mask.copy())

@@ -89,6 +89,7 @@ class Measurements:
         self._gray = Cache(cache)
         self._tracker = Cache(cache)
         self._flow = Cache(2 * cache)
+        self._matches: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def add(self, row: int) -> int:
         """Make row a keyframe; returns its index."""
@@ -167,6 +168,14 @@ class Measurements:
 
     def matches(self, source: int, destination: int, at_least: int = 15) -> NDArray[np.int64]:
         """Geometrically verified SIFT matches between two keyframes: (M, 2) indices, empty when fewer than `at_least` agree."""
+        if source > destination:
+            return self.matches(destination, source, at_least)[:, ::-1]
+        key = (source, destination)
+        if key not in self._matches:
+            self._matches[key] = self._match(source, destination, at_least)
+        return self._matches[key]
+
+    def _match(self, source: int, destination: int, at_least: int) -> NDArray[np.int64]:
         a, b = self.keyframes[source].features, self.keyframes[destination].features
         pairs = tracking.match(a, b)
         if len(pairs) >= at_least:

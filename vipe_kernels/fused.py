@@ -1,0 +1,317 @@
+"""Inner loops of bundle adjustment and resection compiled for the CPU (numba), float64, one pass over the measurements.
+
+The tensor code of `bundle` and `resection` is the definition; these loops give the same sums without writing Jacobians to memory, which
+is where that code spends its time on a CPU. The unit of work is a source keyframe (bundle) or a frame (resection), so threads share
+nothing, and the order of every sum, hence every bit of the result, is the same for any number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vipe_kernels import cameras
+
+Float = NDArray[np.float64]
+
+MODEL_CODES = {"pinhole": 0, "brown": 1, "fisheye": 2}
+INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2}
+_jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+def threaded(task: Callable[[int, int], None], count: int, work: int) -> None:
+    """Run task(first, last) over range(count), on as many threads as torch uses where `work` inner steps are worth it."""
+    threads = min(torch.get_num_threads(), count) if work > 20_000 else 1
+    if threads <= 1:
+        task(0, count)
+        return
+    bounds = np.linspace(0, count, threads + 1).astype(int)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(task, bounds[:-1].tolist(), bounds[1:].tolist()))
+
+
+def view_limit(params: Float, model: str) -> float:
+    """Squared normalised radius up to which a model projects one to one."""
+    if model == "pinhole":
+        return math.inf
+    radius = float(cameras.fold_radius(torch.from_numpy(params), model).clamp_max(cameras.NORMALISED_LIMIT))
+    return radius * radius
+
+
+@_jit
+def _distort(x, y, params, model):
+    """Distorted point and its derivative (symmetric 2x2: a b d) for a point inside the view."""
+    if model == 0:
+        return x, y, 1.0, 0.0, 1.0
+    if model == 1:
+        k1, k2, p1, p2, k3 = params[4], params[5], params[6], params[7], params[8]
+        r2 = x * x + y * y
+        factor = 1 + r2 * (k1 + r2 * (k2 + r2 * k3)) + 2 * (p1 * y + p2 * x)
+        slope = 2 * (k1 + r2 * (2 * k2 + r2 * (3 * k3)))
+        sx, sy = slope * x + 2 * p2, slope * y + 2 * p1
+        return (
+            x * factor + p2 * r2,
+            y * factor + p1 * r2,
+            factor + sx * x + 2 * p2 * x,
+            sy * x + 2 * p2 * y,
+            factor + sy * y + 2 * p1 * y,
+        )
+    k1, k2, k3, k4 = params[4], params[5], params[6], params[7]
+    r = math.sqrt(x * x + y * y + 1e-18)
+    theta = math.atan(r)
+    t2 = theta * theta
+    distorted = theta * (1 + t2 * (k1 + t2 * (k2 + t2 * (k3 + t2 * k4))))
+    slope = 1 + t2 * (3 * k1 + t2 * (5 * k2 + t2 * (7 * k3 + t2 * (9 * k4))))
+    tangential = distorted / r
+    excess = slope / (1 + r * r) - tangential
+    cx, cy = x / r, y / r
+    return x * tangential, y * tangential, tangential + cx * cx * excess, cx * cy * excess, tangential + cy * cy * excess
+
+
+@_jit
+def linearise(
+    first, last, starts, base, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
+    rotation_only, Hjj, gj, Hjk, Hkk, gk, E, C, w, totals,
+):  # fmt: skip
+    """Sums over the measurements of source keyframes [first, last) of a chunk.
+
+    starts (S + 1,): edges of each source; base: keyframe of source 0. R (E, 3, 3), t (E, 3) relative cameras. codes (n,), ray_slope
+    (K, P, 2, n): free intrinsics and how they move the rays. Fills, all zero before: Hjj (E, 6, 6), gj (E, 6), Hjk (E, 6, n), Hkk
+    (S, n, n), gk (S, n), E (S, width, P), C, w (S, P), totals (S, 2) = cost, mass.
+    """
+    n = len(codes)
+    fx, fy, cx, cy = params[0], params[1], params[2], params[3]
+    J = np.zeros((2, 6))
+    K = np.zeros((2, max(n, 1)))
+    H = np.zeros((6, 6))
+    points = depth.shape[1]
+    for s in range(first, last):
+        k = base + s
+        moves = 1.0 if depth_free[k] else 0.0
+        for e in range(starts[s], starts[s + 1]):
+            row = 6 * (1 + e - starts[s])
+            r = R[e]
+            t0, t1, t2 = t[e, 0], t[e, 1], t[e, 2]
+            H[:] = 0.0
+            for p in range(points):
+                trust = weight[e, p]
+                if trust <= 0.0:
+                    continue
+                d = depth[k, p]
+                ray = rays[k, p]
+                X = r[0, 0] * ray[0] + r[0, 1] * ray[1] + r[0, 2] * ray[2] + t0 * d
+                Y = r[1, 0] * ray[0] + r[1, 1] * ray[1] + r[1, 2] * ray[2] + t1 * d
+                Z = r[2, 0] * ray[0] + r[2, 1] * ray[1] + r[2, 2] * ray[2] + t2 * d
+                iz = 1.0 / Z if near < Z else 0.0
+                x, y = X * iz, Y * iz
+                if near >= Z or x * x + y * y > limit:
+                    totals[s, 0] += trust * scale2
+                    continue
+                xd, yd, a, b, c = _distort(x, y, params, model)
+                ex = target[e, p, 0] - (fx * xd + cx)
+                ey = target[e, p, 1] - (fy * yd + cy)
+                squared = ex * ex + ey * ey
+                shape = scale2 / (scale2 + squared)
+                totals[s, 0] += trust * squared * shape
+                totals[s, 1] += trust * shape
+                q = trust * shape * shape
+                ax, bx, ay, by = fx * iz * a, fx * iz * b, fy * iz * b, fy * iz * c
+                zx, zy = -(ax * x + bx * y), -(ay * x + by * y)
+                if not rotation_only:
+                    J[0, 0], J[0, 1], J[0, 2] = ax * d, bx * d, zx * d
+                    J[1, 0], J[1, 1], J[1, 2] = ay * d, by * d, zy * d
+                J[0, 3], J[0, 4], J[0, 5] = Y * zx - Z * bx, Z * ax - X * zx, X * bx - Y * ax
+                J[1, 3], J[1, 4], J[1, 5] = Y * zy - Z * by, Z * ay - X * zy, X * by - Y * ay
+                jdx = (ax * t0 + bx * t1 + zx * t2) * moves
+                jdy = (ay * t0 + by * t1 + zy * t2) * moves
+                C[s, p] += q * (jdx * jdx + jdy * jdy)
+                w[s, p] += q * (jdx * ex + jdy * ey)
+                for i in range(6):
+                    u0, u1 = q * J[0, i], q * J[1, i]
+                    for j in range(i, 6):
+                        H[i, j] += u0 * J[0, j] + u1 * J[1, j]
+                    gj[e, i] += u0 * ex + u1 * ey
+                    E[s, row + i, p] = u0 * jdx + u1 * jdy
+                # row of the source camera: -(E_j Ad), Ad = [[r, [t] r], [0, r]]
+                f0, f1, f2 = E[s, row, p], E[s, row + 1, p], E[s, row + 2, p]
+                h0 = E[s, row + 3, p] + f1 * t2 - f2 * t1
+                h1 = E[s, row + 4, p] + f2 * t0 - f0 * t2
+                h2 = E[s, row + 5, p] + f0 * t1 - f1 * t0
+                for i in range(3):
+                    E[s, i, p] -= f0 * r[0, i] + f1 * r[1, i] + f2 * r[2, i]
+                    E[s, 3 + i, p] -= h0 * r[0, i] + h1 * r[1, i] + h2 * r[2, i]
+                if n:
+                    b00 = ax * r[0, 0] + bx * r[1, 0] + zx * r[2, 0]
+                    b01 = ax * r[0, 1] + bx * r[1, 1] + zx * r[2, 1]
+                    b10 = ay * r[0, 0] + by * r[1, 0] + zy * r[2, 0]
+                    b11 = ay * r[0, 1] + by * r[1, 1] + zy * r[2, 1]
+                    for m in range(n):
+                        gx, gy = ray_slope[k, p, 0, m], ray_slope[k, p, 1, m]
+                        if codes[m] == 0:
+                            mx, my = fx * xd, fy * yd
+                        else:
+                            r2 = x * x + y * y
+                            if model == 2:
+                                radius = math.sqrt(r2 + 1e-18)
+                                power = math.atan(radius) ** (2 * codes[m] + 1) / radius
+                            else:
+                                power = r2 ** codes[m]
+                            mx, my = fx * x * power, fy * y * power
+                        K[0, m] = mx + b00 * gx + b01 * gy
+                        K[1, m] = my + b10 * gx + b11 * gy
+                    for m in range(n):
+                        v0, v1 = q * K[0, m], q * K[1, m]
+                        gk[s, m] += v0 * ex + v1 * ey
+                        E[s, E.shape[1] - n + m, p] += v0 * jdx + v1 * jdy
+                        for o in range(n):
+                            Hkk[s, m, o] += v0 * K[0, o] + v1 * K[1, o]
+                        for i in range(6):
+                            Hjk[e, i, m] += v0 * J[0, i] + v1 * J[1, i]
+            for i in range(6):
+                for j in range(i, 6):
+                    Hjj[e, i, j] = H[i, j]
+                    Hjj[e, j, i] = H[i, j]
+
+
+@_jit
+def _solve6(H, g, out):
+    """out (6,) = H^-1 g by Cholesky, H damped on its diagonal. False where H is not positive."""
+    L = np.zeros((6, 6))
+    for i in range(6):
+        for j in range(i + 1):
+            total = H[i, j]
+            if i == j:
+                total += 1e-4 * H[i, i] + 2e-9
+            for k in range(j):
+                total -= L[i, k] * L[j, k]
+            if i == j:
+                if not total > 0.0:
+                    return False
+                L[i, i] = math.sqrt(total)
+            else:
+                L[i, j] = total / L[j, j]
+    for i in range(6):
+        total = g[i]
+        for k in range(i):
+            total -= L[i, k] * out[k]
+        out[i] = total / L[i, i]
+    for i in range(5, -1, -1):
+        total = out[i]
+        for k in range(i + 1, 6):
+            total -= L[k, i] * out[k]
+        out[i] = total / L[i, i]
+    return True
+
+
+@_jit
+def _perturb(delta, r, t, r_new, t_new):
+    """(r_new, t_new) = Exp([tau, phi] = delta) (r, t)."""
+    p0, p1, p2 = delta[3], delta[4], delta[5]
+    theta2 = p0 * p0 + p1 * p1 + p2 * p2
+    theta = math.sqrt(theta2)
+    if theta < 1e-4:
+        a, b, c = 1 - theta2 / 6, 0.5 - theta2 / 24, 1 / 6 - theta2 / 120
+    else:
+        a, b, c = math.sin(theta) / theta, (1 - math.cos(theta)) / theta2, (theta - math.sin(theta)) / (theta2 * theta)
+    W = np.array([[0.0, -p2, p1], [p2, 0.0, -p0], [-p1, p0, 0.0]])
+    R, V = np.zeros((3, 3)), np.zeros((3, 3))
+    for i in range(3):
+        for j in range(3):
+            square = W[i, 0] * W[0, j] + W[i, 1] * W[1, j] + W[i, 2] * W[2, j]
+            one = 1.0 if i == j else 0.0
+            R[i, j] = one + a * W[i, j] + b * square
+            V[i, j] = one + b * W[i, j] + c * square
+    for i in range(3):
+        for j in range(3):
+            r_new[i, j] = R[i, 0] * r[0, j] + R[i, 1] * r[1, j] + R[i, 2] * r[2, j]
+        t_new[i] = R[i, 0] * t[0] + R[i, 1] * t[1] + R[i, 2] * t[2] + V[i, 0] * delta[0] + V[i, 1] * delta[1] + V[i, 2] * delta[2]
+
+
+@_jit
+def _motion_terms(points, target, weight, params, model, limit, r, t, scale2, H, g, distance):
+    """Normal equations of one camera against fixed points; returns the robust cost. Fills H (6, 6), g (6,), distance (N,)."""
+    fx, fy, cx, cy = params[0], params[1], params[2], params[3]
+    H[:] = 0.0
+    g[:] = 0.0
+    cost = 0.0
+    J = np.zeros((2, 6))
+    for p in range(len(points)):
+        trust = weight[p]
+        distance[p] = 1e6
+        if trust <= 0.0:
+            continue
+        q0, q1, q2, d = points[p, 0], points[p, 1], points[p, 2], points[p, 3]
+        X = r[0, 0] * q0 + r[0, 1] * q1 + r[0, 2] * q2 + t[0] * d
+        Y = r[1, 0] * q0 + r[1, 1] * q1 + r[1, 2] * q2 + t[1] * d
+        Z = r[2, 0] * q0 + r[2, 1] * q1 + r[2, 2] * q2 + t[2] * d
+        if not 0.02 * math.sqrt(X * X + Y * Y + Z * Z) < Z:
+            cost += trust * scale2
+            continue
+        iz = 1.0 / Z
+        x, y = X * iz, Y * iz
+        if x * x + y * y > limit:
+            cost += trust * scale2
+            continue
+        xd, yd, a, b, c = _distort(x, y, params, model)
+        ex = target[p, 0] - (fx * xd + cx)
+        ey = target[p, 1] - (fy * yd + cy)
+        squared = ex * ex + ey * ey
+        distance[p] = math.sqrt(squared)
+        shape = scale2 / (scale2 + squared)
+        cost += trust * squared * shape
+        q = trust * shape * shape
+        ax, bx, ay, by = fx * iz * a, fx * iz * b, fy * iz * b, fy * iz * c
+        zx, zy = -(ax * x + bx * y), -(ay * x + by * y)
+        J[0, 0], J[0, 1], J[0, 2] = ax * d, bx * d, zx * d
+        J[1, 0], J[1, 1], J[1, 2] = ay * d, by * d, zy * d
+        J[0, 3], J[0, 4], J[0, 5] = Y * zx - Z * bx, Z * ax - X * zx, X * bx - Y * ax
+        J[1, 3], J[1, 4], J[1, 5] = Y * zy - Z * by, Z * ay - X * zy, X * by - Y * ay
+        for i in range(6):
+            u0, u1 = q * J[0, i], q * J[1, i]
+            for j in range(i, 6):
+                H[i, j] += u0 * J[0, j] + u1 * J[1, j]
+            g[i] += u0 * ex + u1 * ey
+    for i in range(6):
+        for j in range(i):
+            H[i, j] = H[j, i]
+    return cost
+
+
+@_jit
+def resect(first, last, points, target, weight, params, model, limit, scales2, steps, rotation, translation, Hs, distances):
+    """Gauss-Newton over the cameras of frames [first, last), in place: rotation (F, 3, 3), translation (F, 3).
+
+    points (F, N, 4), target (F, N, 2), weight (F, N). A step that raises the cost is shortened once, then the scale is left. Fills
+    Hs (F, 6, 6) and distances (F, N) at the result.
+    """
+    delta, g, g_new = np.zeros(6), np.zeros(6), np.zeros(6)
+    H_new, r_new, t_new = np.zeros((6, 6)), np.zeros((3, 3)), np.zeros(3)
+    d_new = np.zeros(points.shape[1])
+    for f in range(first, last):
+        r, t, H, d = rotation[f], translation[f], Hs[f], distances[f]
+        for scale2 in scales2:
+            cost = _motion_terms(points[f], target[f], weight[f], params, model, limit, r, t, scale2, H, g, d)
+            for _ in range(steps):
+                if not _solve6(H, g, delta):
+                    break
+                better = False
+                for fraction in (1.0, 0.3):
+                    _perturb(delta * fraction, r, t, r_new, t_new)
+                    tried = _motion_terms(points[f], target[f], weight[f], params, model, limit, r_new, t_new, scale2, H_new, g_new, d_new)
+                    if tried <= cost:
+                        better = True
+                        break
+                if not better:
+                    break
+                settled = cost - tried < 1e-6 * cost
+                cost = tried
+                r[:], t[:], H[:], g[:], d[:] = r_new, t_new, H_new, g_new, d_new
+                if settled:
+                    break
