@@ -21,8 +21,9 @@ import chromium
 from clips import write_clip
 from vipe_dag.config import load_config
 from vipe_dag.graph import STAGES
-from vipe_dag.pipeline import run_stage, wanted
+from vipe_dag.pipeline import wanted
 from vipe_dag.placement import CONFIG_VARIABLE, HOME_VARIABLE
+from vipe_dag.runner import Request, run_sources
 from vipe_dag.store import VideoStore
 from vipe_dag.video import SourceRecord, open_source
 
@@ -93,10 +94,9 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("ui")
     store = VideoStore(folder / "store")
-    for name, seed in (("computed", 0), ("missing", 1)):
-        clip = write_clip(folder / f"{name}.mp4", 12, seed=seed)
-        store.register(SourceRecord.of(open_source(str(clip)), video_id=name))
-    run_stage(store, "computed", "frames", load_config())
+    (computed,) = run_sources(store.root, [str(write_clip(folder / "computed.mp4", 12))], Request(load_config(), "frames", "computed"))
+    assert computed.status == "computed"
+    store.register(SourceRecord.of(open_source(str(write_clip(folder / "missing.mp4", 12, seed=1))), video_id="missing"))
     server = Server(store)
     try:
         yield server
