@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import quick_stages
 from clips import write_clip
 from vipe_dag import open_video
+from vipe_dag.calibration import Calibration
 from vipe_dag.checks import specs
 from vipe_dag.config import PipelineConfig, load_config
 from vipe_dag.errors import EstimationError, SourceError, StoreError
@@ -221,8 +223,6 @@ def test_progress_counts_rows(store: VideoStore, video_id: str, calls: Counter[s
 
 
 def test_a_given_calibration_is_used(store: VideoStore, clip: Path, calls: Counter[str]) -> None:
-    from vipe_dag.calibration import Calibration
-
     given = Calibration("pinhole", np.array([300.0, 300, 79.5, 59.5, 0, 0, 0, 0, 0]), 160, 120)
     record = SourceRecord.of(open_source(str(clip)), given=given)
     store.register(record)
@@ -230,3 +230,49 @@ def test_a_given_calibration_is_used(store: VideoStore, clip: Path, calls: Count
     stored = store.open(record.video_id, "intrinsics")
     assert stored.attrs["source"] == "given"
     np.testing.assert_allclose(stored["source_params"].values, given.params)
+
+
+def photos(folder: Path, focal_35mm: int) -> str:
+    """A folder of three pictures, 160 x 120, that name their focal length."""
+    folder.mkdir()
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = focal_35mm
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (120, 160, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg", exif=exif)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("focal_35mm", "source", "prior"), [(26, "metadata", (26 * 200 / np.hypot(36, 24) / 160, 0.05)), (0, "estimated", None)]
+)
+def test_a_focal_length_in_metadata_is_the_prior(
+    store: VideoStore,
+    tmp_path: Path,
+    calls: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
+    focal_35mm: int,
+    source: str,
+    prior: tuple[float, float] | None,
+) -> None:
+    seen = []
+
+    def calibrate(frames: Any, keyframes: Any, config: Any, given: Any, **named: Any) -> Any:
+        seen.append((config.prior_focal, config.prior_std))
+        return quick_stages.calibrate(frames, keyframes, config, given, **named)
+
+    quick_stages.replace(monkeypatch, "intrinsics", "calibrate", calibrate, calls)
+    record = SourceRecord.of(open_source(photos(tmp_path / "photos", focal_35mm)))
+    store.register(record)
+    run_video(store, record.video_id, config(), until="intrinsics")
+    usual = config().intrinsics
+    assert seen == [pytest.approx(prior or (usual.prior_focal, usual.prior_std))]
+    assert store.open(record.video_id, "intrinsics").attrs["source"] == source
+
+
+def test_a_given_calibration_outranks_metadata(store: VideoStore, tmp_path: Path, calls: Counter[str]) -> None:
+    given = Calibration("pinhole", np.array([300.0, 300, 79.5, 59.5, 0, 0, 0, 0, 0]), 160, 120)
+    record = SourceRecord.of(open_source(photos(tmp_path / "photos", 26)), given=given)
+    store.register(record)
+    run_video(store, record.video_id, config(), until="intrinsics")
+    assert store.open(record.video_id, "intrinsics").attrs["source"] == "given"

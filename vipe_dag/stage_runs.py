@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from pydantic import ValidationError
 
 from vipe_dag import result_arrays, verdicts
+from vipe_dag.calibration import METADATA_FOCAL_STD, Calibration, metadata_calibration
 from vipe_dag.checks import Outcome
-from vipe_dag.config import PipelineConfig
+from vipe_dag.config import IntrinsicsConfig, PipelineConfig
 from vipe_dag.errors import SourceError
 from vipe_dag.results import AlignedBlock, BaPoses, DepthBlock
 from vipe_dag.sequence import FrameSequence
@@ -65,6 +67,10 @@ class StageRun:
             self.progress(self.stage, done, total)
 
 
+METADATA_INTRINSICS = "metadata_intrinsics"
+"""Attribute of frames: the camera that the source's own metadata suggests, in the layout of a sidecar; absent where they say nothing."""
+
+
 def run_frames(run: StageRun) -> Outcome:
     from vipe_dag.stages import frames
     from vipe_dag.video import open_source
@@ -83,6 +89,9 @@ def run_frames(run: StageRun) -> Outcome:
     facts = asdict(info)
     declared = facts.pop("declared_frame_count")
     writer.attrs({**facts, "profile": run.config.frames.profile, "declared_frame_count": declared})
+    suggested = metadata_calibration(source)
+    if suggested is not None:
+        writer.attrs({METADATA_INTRINSICS: suggested.to_json()})
     seconds = float(time[-1] - time[0])
     numbers = {"clip_seconds": seconds, "fps": (len(time) - 1) / seconds if seconds > 0 else float("nan")}
     counts = {"frames": len(time), "width": info.width, "height": info.height}
@@ -106,14 +115,32 @@ def run_intrinsics(run: StageRun) -> Outcome:
 
     frames = run.store.frames(run.record.video_id)
     keyframes = result_arrays.keyframes_from(run.input("keyframes"))
-    starts = len(run.config.intrinsics.starts)
-    found = intrinsics.calibrate(
-        frames, keyframes, run.config.intrinsics, run.record.calibration, progress=lambda start: run.tick(start + 1, starts)
-    )
+    starts, given = len(run.config.intrinsics.starts), run.record.calibration
+    informed = None if given is not None else with_metadata(run.config.intrinsics, run.input("frames"))
+    config = informed or run.config.intrinsics
+    found = intrinsics.calibrate(frames, keyframes, config, given, progress=lambda start: run.tick(start + 1, starts))
+    if informed is not None:
+        found = replace(found, source="metadata")
     _put(run, *result_arrays.intrinsics_arrays(found, run.input("frames")), candidate=len(found.candidate_focal))
     focal, std = float(found.params[0]), float(found.params_std[0])
     numbers = {"fx_px": focal, "fx_std_px": std, "fx_of_width": focal / frames.width}
     return Outcome({"candidates": len(found.candidate_focal)}, numbers, found.flags, verdicts.of_intrinsics(found))
+
+
+def with_metadata(config: IntrinsicsConfig, frames: xr.Dataset) -> IntrinsicsConfig | None:
+    """The configuration with the prior on the focal length that the source's metadata give, METADATA_FOCAL_STD wide.
+
+    None where metadata say nothing, or name a focal length that the configuration does not take for one of a camera.
+    """
+    suggested = frames.attrs.get(METADATA_INTRINSICS)
+    if suggested is None:
+        return None
+    camera = Calibration.from_json(suggested, str(frames.attrs["source_uri"]))
+    focal = float(np.sqrt(camera.params[0] * camera.params[1])) / max(camera.width, camera.height)
+    try:
+        return config.model_validate({**config.model_dump(), "prior_focal": focal, "prior_std": min(config.prior_std, METADATA_FOCAL_STD)})
+    except ValidationError:
+        return None
 
 
 def run_ba_poses(run: StageRun) -> Outcome:
