@@ -19,7 +19,7 @@ def spread(
     guide: NDArray[np.uint8],
     reach: float,
     edge: float,
-    base: float | None = None,
+    base: F32 | float | None = None,
     base_weight: float = 0.0,
 ) -> tuple[F32, F32]:
     """Weighted edge-aware mean: (filled, support), both (H, W) float32, finite where any weight is positive or a base is given.
@@ -36,13 +36,14 @@ def spread(
     weighted = np.where(known, weight, 0).astype(np.float32)
     values = np.where(known, value, 0).astype(np.float32)
     with single_threaded_opencv():
-        top = cv2.ximgproc.fastGlobalSmootherFilter(guide, values * weighted, reach * reach, edge)
-        bottom = np.maximum(cv2.ximgproc.fastGlobalSmootherFilter(guide, weighted, reach * reach, edge), 0)
+        smoother = cv2.ximgproc.createFastGlobalSmootherFilter(guide, reach * reach, edge)
+        top = smoother.filter(values * weighted)
+        bottom = np.maximum(smoother.filter(weighted), 0)
         if base is None:
             base_weight = _FLOOR * max(float(weighted.max(initial=0.0)), 1e-12)
             top += np.float32(base_weight) * _pyramid_mean(values, weighted)
         else:
-            top += np.float32(base_weight * base)
+            top += np.float32(base_weight) * np.float32(base)
     return top / np.maximum(bottom + np.float32(base_weight), np.float32(1e-30)), bottom
 
 
@@ -52,12 +53,13 @@ def redraw_edges(
     """Move the steps of value (H, W) float32 onto the edges of guide (H, W, 3) uint8: (redrawn (H, W), band (H, W) of changed pixels).
 
     Flow is smooth where depth is not, so surfaces in front come out too wide. Pixels within `radius` of a step larger than `step` are
-    forgotten and filled from the two sides by `spread`; weight (H, W) says what each of the other pixels is worth there.
+    forgotten and filled from the two sides by `spread`; weight (H, W) says what each of the other pixels is worth there. A pixel that
+    next to nothing reaches keeps its value.
     """
     window = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
     with single_threaded_opencv():
         band = cv2.dilate(value, window) - cv2.erode(value, window) > step
-    filled, support = spread(value, np.where(band, 0, weight).astype(np.float32), guide, reach, edge)
+    filled, support = spread(value, np.where(band, 0, weight).astype(np.float32), guide, reach, edge, value, _FLOOR)
     band &= support > 1e-5
     return np.where(band, filled, value).astype(np.float32), band
 

@@ -55,7 +55,8 @@ def triangulate(frames: FrameSequence, poses: BaPoses, config: DenseDepthConfig)
     rows = _Rows(frames, poses, config)
     with ThreadPoolExecutor(max_workers=max(1, min(4, os.cpu_count() or 1))) as pool:
         for start in range(0, len(frames), BLOCK):
-            parts = [rows.depth(row, pool) for row in range(start, min(start + BLOCK, len(frames)))]
+            pending = [rows.depth(row, pool) for row in range(start, min(start + BLOCK, len(frames)))]
+            parts = [future.result() for future in pending]
             z, confidence, measured = (np.stack(column) for column in zip(*parts, strict=True))
             yield DepthBlock(start, z, confidence, measured)
 
@@ -132,16 +133,18 @@ class _Rows:
         known = poses.inverse_depth[poses.valid]
         self._typical = float(np.median(known)) if len(known) else np.nan
 
-    def depth(self, row: int, pool: ThreadPoolExecutor) -> tuple[F32, U8, Mask]:
-        """(H, W) z-depth, confidence and measured of a row."""
+    def depth(self, row: int, pool: ThreadPoolExecutor) -> Future[tuple[F32, U8, Mask]]:
+        """(H, W) z-depth, confidence and measured of a row. Frames are read by the calling thread alone."""
         while self._submitted < min(row + _LOOKAHEAD, len(self._frames)):
             self._submit(self._submitted, pool)
             self._submitted += 1
         sights = [future.result() for future in self._sights.pop(row, [])]
         if not self._usable(row):
             shape = (self._frames.height, self._frames.width)
-            return np.full(shape, np.nan, np.float32), np.zeros(shape, np.uint8), np.zeros(shape, np.bool_)
-        return self._completed(row, *self._measured(row, sights))
+            unknown: Future[tuple[F32, U8, Mask]] = Future()
+            unknown.set_result((np.full(shape, np.nan, np.float32), np.zeros(shape, np.uint8), np.zeros(shape, np.bool_)))
+            return unknown
+        return pool.submit(self._completed, self._frames.rgb(row), self._surface(row), *self._measured(row, sights))
 
     def _usable(self, row: int) -> bool:
         return bool(self._poses.tracked[row] and self._poses.parallax[self._poses.segment[row]])
@@ -239,15 +242,14 @@ class _Rows:
         weight = rays.valid * (sight.weight.astype(np.float32) / 255) * (clear / (clear + _TEXTURE_HALF))
         return weight.astype(np.float32, copy=False)
 
-    def _completed(self, row: int, inverse_depth: F32, relative_std: F32) -> tuple[F32, U8, Mask]:
+    def _completed(self, rgb: U8, surface: F32, inverse_depth: F32, relative_std: F32) -> tuple[F32, U8, Mask]:
         """z-depth, confidence and measured at working resolution: measurements as they are, the rest spread from them
         and the sparse points."""
-        rgb = self._frames.rgb(row)
         size = (self._frames.width, self._frames.height)
         with single_threaded_opencv():
             if self._camera.size != size:
                 inverse_depth, relative_std = _enlarged(inverse_depth, size), _enlarged(relative_std, size)
-            prior = np.log(cv2.resize(self._surface(row), size, interpolation=cv2.INTER_LINEAR))
+            prior = np.log(cv2.resize(surface, size, interpolation=cv2.INTER_LINEAR))
         measured = np.isfinite(inverse_depth)
         # What is spread is the ratio of measurement to prior: it is smooth where the prior has the slant of the surface.
         correction = np.where(measured, np.log(np.where(measured, inverse_depth, 1)) - prior, 0).astype(np.float32)
