@@ -55,6 +55,12 @@ class KeyframesConfig(StageConfig):
         le=1.0,
         description="A keyframe is set when fewer textured pixels than this share still agree forward and backward.",
     )
+    at_least: int = Field(
+        8, ge=2, le=64, description="Keyframes wanted in each shot: slow ones get a shorter step, down to `min_motion`, to have as many."
+    )
+    min_motion: float = Field(
+        0.0025, gt=0.0, le=0.5, description="Shortest step between the keyframes of a slow shot, as a share of the longer side."
+    )
 
 
 class IntrinsicsConfig(StageConfig):
@@ -101,16 +107,16 @@ class BaPosesConfig(StageConfig):
         description="Scales of the robust kernel at the start, pixels of a 640-pixel picture.",
     )
     local_scales: tuple[Pixels, ...] = Field(
-        (3.0, 1.5, 0.7), min_length=1, max_length=12, description="Scales of the robust kernel in local adjustments."
+        (2.0, 0.7), min_length=1, max_length=12, description="Scales of the robust kernel in local adjustments."
     )
     global_scales: tuple[Pixels, ...] = Field(
-        (4.0, 2.0, 1.0, 0.7), min_length=1, max_length=12, description="Scales of the robust kernel in global adjustments."
+        (2.0, 1.0, 0.7), min_length=1, max_length=12, description="Scales of the robust kernel in global adjustments."
     )
-    global_steps: int = Field(6, ge=1, le=200, description="Most Gauss-Newton steps at each scale of a global adjustment.")
+    global_steps: int = Field(4, ge=1, le=200, description="Most Gauss-Newton steps at each scale of a global adjustment.")
     revisits: float = Field(
         2.0, ge=0.0, le=20.0, description="Most edges per keyframe added between keyframes far apart in time that see one place."
     )
-    revisit_rounds: int = Field(2, ge=0, le=5, description="How often such edges are looked for.")
+    revisit_rounds: int = Field(1, ge=0, le=5, description="How often such edges are looked for.")
     min_parallax: float = Field(
         1.0,
         ge=0.0,
@@ -131,7 +137,10 @@ class BaPosesConfig(StageConfig):
         0.1, ge=0.0, le=1.0, description="Standard deviation of the radial distortion k1 under its prior of zero; 0 keeps a pinhole camera."
     )
     distortion_gain: float = Field(
-        0.005, ge=0.0, le=1.0, description="Radial distortion is taken up only if it lowers the robust cost by at least this share."
+        0.005,
+        ge=0.0,
+        le=1.0,
+        description="Radial distortion is taken up only if it lowers the robust cost by at least this share, from 8 keyframes on.",
     )
 
 

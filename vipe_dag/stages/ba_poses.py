@@ -30,6 +30,9 @@ Float = NDArray[np.float64]
 _INLIER_PX = 2.0
 """Residual, in pixels of a 640-pixel picture, up to which a measurement agrees with the map."""
 
+_DISTORTION_KEYFRAMES = 8
+"""Fewer views than this explain distortion as well by depth."""
+
 _HELD_STD = 0.03
 """How far the logarithm of the focal length may drift from the calibration while the map is incomplete."""
 
@@ -150,7 +153,12 @@ class Mapper:
         Distortion is confounded with focal length and depth, so it is kept only if it lowers the robust cost by `distortion_gain`.
         """
         moving = [s.keyframes for s in segments if s.parallax]
-        if not moving or not self.intrinsics or self.config.prior_k1_std == 0 or self.scene.model != "pinhole":
+        if (
+            not any(len(keyframes) >= _DISTORTION_KEYFRAMES for keyframes in moving)
+            or not self.intrinsics
+            or self.config.prior_k1_std == 0
+            or self.scene.model != "pinhole"
+        ):
             return self.intrinsics
         keyframes = max(moving, key=len)
         scales = self.config.global_scales[-2:]

@@ -7,6 +7,7 @@ share neither flow nor verified features, the shot ends.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -74,6 +75,21 @@ def _same_place(frames: FrameSequence, rows: list[tuple[int, int]]) -> bool:
     return False
 
 
+def _enough(keyframe: list[int], motion: NDArray[np.float32], segment: NDArray[np.int32], config: KeyframesConfig, side: int) -> list[int]:
+    """Shorter steps in shots that moved too little for `at_least` keyframes: each interval is divided evenly by its motion."""
+    result = set(keyframe)
+    for shot in np.unique(segment):
+        rows = [k for k in keyframe if segment[k] == shot]
+        if len(rows) >= config.at_least:
+            continue
+        curves = {(a, b): np.maximum.accumulate(motion[a + 1 : b + 1]) for a, b in itertools.pairwise(rows) if b > a + 1}
+        step = max(sum(float(c[-1]) for c in curves.values()) / (config.at_least - 1), config.min_motion * side)
+        for (a, _), curve in curves.items():
+            parts = round(float(curve[-1]) / step)
+            result.update(a + 1 + int(np.searchsorted(curve, i / parts * curve[-1])) for i in range(1, parts))
+    return sorted(result)
+
+
 def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[int], None] | None = None) -> Keyframes:
     """Choose keyframes and cut the video into shots.
 
@@ -128,6 +144,7 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
             progress(row)
     if keyframe[-1] != total - 1:
         keyframe.append(total - 1)
+    keyframe = _enough(keyframe, motion, segment, config, max(frames.width, frames.height))
     flags = []
     if float(np.max(motion)) < max(static_limit, 1e-9) and segment[-1] == 0:
         flags.append("static")
