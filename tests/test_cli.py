@@ -151,6 +151,16 @@ def test_a_missing_source_fails_in_one_line(terminal: Terminal, root: str) -> No
     assert not Path(root).exists()
 
 
+@pytest.mark.parametrize(("frames", "options"), [(1, []), (12, ["--start", "0.95"])])
+def test_less_than_two_frames_fail_before_anything_is_stored(
+    terminal: Terminal, root: str, tmp_path: Path, frames: int, options: list[str]
+) -> None:
+    clip = write_clip(tmp_path / "short.mp4", frames)
+    assert terminal("run", clip, "--store", root, *options) == 1
+    assert "at least 2 frames" in terminal.error
+    assert not Path(root).exists()
+
+
 def test_a_stage_that_fails_is_named_with_its_video(
     terminal: Terminal, clip: Path, root: str, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

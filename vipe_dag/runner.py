@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vipe_dag.checks import failed_blocking
@@ -162,11 +163,12 @@ def _run_source(store: VideoStore, book: _Book, uri: str, request: Request, disp
     started = time.perf_counter()
     try:
         record = _record(uri, request)
+        if not _is_registered(store, record):
+            _require_frames(record)
+            store.register(record)
     except VipeDagError as error:
         return VideoResult(uri, None, "failed", time.perf_counter() - started, error=str(error))
     video_id = record.video_id
-    if not _is_registered(store, record):
-        store.register(record)
     reports = current_reports(store, video_id, request.config, request.until)
     if reports is not None:
         return VideoResult(uri, video_id, "current", time.perf_counter() - started, reports)
@@ -191,6 +193,14 @@ def _record(uri: str, request: Request) -> SourceRecord:
     sidecar = request.intrinsics or find_sidecar(uri)
     given = load_calibration(sidecar, info) if sidecar is not None else None
     return SourceRecord.of(source, request.clip or WHOLE, given, request.video_id)
+
+
+def _require_frames(record: SourceRecord) -> None:
+    """Decodes the first two frames of the clip, so that a source without them leaves nothing in the store. Raises SourceError."""
+    from vipe_dag.video import open_source
+
+    for _ in islice(open_source(record.uri).iterate(record.clip, pixels=False), 2):
+        pass
 
 
 def _is_registered(store: VideoStore, record: SourceRecord) -> bool:
