@@ -358,6 +358,11 @@ def test_far_points_have_uncertain_depths() -> None:
     assert float(relative[depth > 3.0].median()) > 2 * float(relative[depth < 1.7].median())
 
 
+def test_more_keyframes_make_depths_more_certain() -> None:
+    few, many = (bundle.posterior(w.problem, w.truth, 1e3) for w in (rig(keyframes=3), rig(keyframes=6)))
+    assert float(many.depth_std[0].median()) < float(few.depth_std[0].median())
+
+
 # -- motions -------------------------------------------------------------------------------------------------------------------------------
 
 tangents = st.lists(st.floats(-2.0, 2.0), min_size=6, max_size=6).map(lambda xi: torch.tensor(xi, dtype=torch.float64))

@@ -1,0 +1,177 @@
+"""Bundle adjustment of whole clips: right where the truth is known, honest where the motion does not show it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine_worlds import angle_deg, clip, config, errors, frames, known, selected, solved
+from vipe_dag.evaluate import trajectory
+from vipe_dag.results import BaPoses
+from vipe_dag.stages import ba_poses, keyframes
+
+MOVING = ["orbit", "room"]
+ALL = [*MOVING, "rotation", "static", "cut"]
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_the_trajectory_is_within_one_percent_of_the_path(name: str) -> None:
+    found = errors(name, solved(name))
+    assert found.ate_percent < 1.0
+    assert found.rotation_deg < 1.0  # most of it is the alignment by positions of a short path
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_rotations_do_not_drift(name: str) -> None:
+    found, truth = solved(name, given=True).cam2world[:, :3, :3], clip(name).cam2world[:, :3, :3]
+    assert angle_deg(found[0].T @ found, truth[0].T @ truth).max() < 0.4
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_the_refined_focal_length_is_within_three_percent(name: str) -> None:
+    assert solved(name).params[0] == pytest.approx(clip(name).camera.params[0], rel=0.03)
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_positions_are_as_uncertain_as_they_are_wrong(name: str) -> None:
+    found = solved(name)
+    aligned = trajectory.align(found.cam2world, clip(name).cam2world)
+    miss = np.sqrt(np.square(aligned.estimate[:, :3, 3] - aligned.reference[:, :3, 3]).sum(1).mean())
+    told = aligned.scale * np.sqrt(np.square(found.position_std).mean())
+    assert miss / 4 < told < 30 * miss
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_frame_has_a_camera(name: str) -> None:
+    found, count = solved(name), len(frames(name))
+    assert found.cam2world.shape == (count, 4, 4)
+    assert np.isfinite(found.cam2world).all()
+    assert found.tracked.all()
+    assert np.isfinite(found.position_std).all()
+    assert (found.position_std >= 0).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_camera_is_a_rigid_motion(name: str) -> None:
+    rotation = solved(name).cam2world[:, :3, :3]
+    assert np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max() < 1e-9
+    assert np.allclose(np.linalg.det(rotation), 1.0)
+    assert (solved(name).cam2world[:, 3] == [0, 0, 0, 1]).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_shot_begins_at_the_origin(name: str) -> None:
+    found = solved(name)
+    for value in np.unique(found.segment):
+        first = np.flatnonzero(found.segment == value)[0]
+        assert np.allclose(found.cam2world[first], np.eye(4), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_frames_agree_with_the_map(name: str) -> None:
+    found = solved(name)
+    assert "lost_frames" not in found.flags
+    assert "no_parallax" not in found.flags
+    assert found.parallax.tolist() == [True]
+    assert found.residual_px_median < 0.5
+    assert np.median(found.inlier_share) > 0.8
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_sparse_inverse_depths_are_those_of_the_world(name: str) -> None:
+    found, world = solved(name), clip(name)
+    ratios = []
+    for k, row in enumerate(found.keyframe):
+        uv = np.rint(found.point_uv[k]).astype(int)
+        depth = world.truth(int(row))[0][uv[..., 1], uv[..., 0]]
+        ratios.append((found.inverse_depth[k] * depth)[found.valid[k] & np.isfinite(depth)])
+    ratio = np.concatenate(ratios)
+    assert len(ratio) > 0.3 * found.valid.size
+    assert np.quantile(np.abs(ratio / np.median(ratio) - 1), 0.75) < 0.08
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_arrays_have_the_shapes_of_the_contract(name: str) -> None:
+    found = solved(name)
+    k, gy, gx = found.inverse_depth.shape
+    assert k == len(found.keyframe)
+    assert np.array_equal(found.keyframe, selected(name).keyframe)
+    assert found.point_uv.shape == (k, gy, gx, 2)
+    assert found.valid.shape == found.residual_px.shape == (k, gy, gx)
+    assert (found.inverse_depth > 0).all()
+    assert np.array_equal(found.segment, selected(name).segment)
+    assert found.parallax.shape == (found.segment.max() + 1,)
+    assert found.flags == tuple(sorted(set(found.flags)))
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_a_given_camera_is_used_exactly(name: str) -> None:
+    found = solved(name, given=True)
+    assert np.array_equal(found.params, clip(name).camera.params)
+    assert not found.params_std.any()
+    assert found.camera_model == "pinhole"
+    assert errors(name, found).ate_percent < 0.5
+
+
+def test_a_pinhole_camera_is_not_given_a_distorted_lens() -> None:
+    assert solved("orbit").camera_model == "pinhole"
+
+
+def test_a_still_camera_does_not_move() -> None:
+    found = solved("static")
+    assert np.allclose(found.cam2world, np.eye(4), rtol=0, atol=1e-12)
+    assert not found.cam2world[:, :3, 3].any()
+    assert {"no_parallax", "static", "focal_unobservable"} <= set(found.flags)
+    assert not found.parallax.any()
+    assert not found.valid.any()
+    assert not found.position_std.any()
+
+
+def test_a_turning_camera_keeps_its_rotations_and_claims_no_translation() -> None:
+    found = solved("rotation", given=True)
+    truth = clip("rotation").cam2world
+    relative = truth[0, :3, :3].T @ truth[:, :3, :3]
+    assert angle_deg(found.cam2world[:, :3, :3], relative).max() < 0.5
+    assert not found.cam2world[:, :3, 3].any()
+    assert "no_parallax" in found.flags
+    assert not found.valid.any()
+
+
+def test_a_turning_camera_of_unknown_focal_length_claims_no_translation_either() -> None:
+    found = solved("rotation")
+    assert "no_parallax" in found.flags
+    assert not found.cam2world[:, :3, 3].any()
+
+
+@pytest.mark.parametrize("segment", [0, 1])
+def test_both_sides_of_a_cut_are_posed(segment: int) -> None:
+    found = solved("cut", given=True)
+    assert found.parallax.tolist() == [True, True]
+    assert "segments" in found.flags
+    assert errors("cut", found, segment).ate_percent < 1.0
+
+
+def test_the_same_clip_gives_the_same_cameras_bit_for_bit() -> None:
+    once = solved("room", given=True)
+    again = ba_poses.solve(frames("room"), selected("room"), known("room"), config().ba_poses)
+    for name, value in vars(once).items():
+        if isinstance(value, np.ndarray):
+            assert np.array_equal(value, getattr(again, name), equal_nan=value.dtype.kind == "f"), name
+        else:
+            assert value == getattr(again, name), name
+
+
+def test_two_frames_are_posed() -> None:
+    two = frames("room", 2, 3.0)
+    found: BaPoses = ba_poses.solve(two, keyframes.select(two, config().keyframes), known("room"), config().ba_poses)
+    assert np.isfinite(found.cam2world).all()
+    assert found.tracked.all()
+
+
+def test_progress_is_told_and_stays_within_bounds() -> None:
+    told: list[tuple[str, float]] = []
+    ba_poses.solve(
+        frames("static"), selected("static"), known("static"), config().ba_poses, lambda phase, share: told.append((phase, share))
+    )
+    assert told
+    assert all(0.0 <= share <= 1.0 for _, share in told)

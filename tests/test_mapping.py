@@ -1,0 +1,332 @@
+"""A map built on exact measurements: it grows, begins and refines to the truth; edges measured in pictures agree with the true flow."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine_worlds import HEIGHT, WIDTH, Rig, angle_deg, clip, frames, normal, rig
+from vipe_dag.stages import launch, mapping, revisits
+from vipe_dag.stages.inbetween import interpolate
+from vipe_dag.stages.mapping import Map, align_rays, pixels_schedule
+from vipe_dag.stages.measurements import Cache, Edge, Measurements
+from vipe_kernels.bundle import exp_se3
+from vipe_kernels.tracking import Features
+
+SCALES = (8.0, 3.0, 1.5, 0.7)
+
+
+def exact_map(world: Rig, placed: bool = True) -> Map:
+    """A Map whose edges hold the measurements of a rig, in float32 as pictures give them; placed: at the truth."""
+    problem, truth = world.problem, world.truth
+    count, points = problem.uv.shape[:2]
+    none = Features(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32))
+    seen = SimpleNamespace(
+        keyframes=[SimpleNamespace(row=k, uv=problem.uv[k].numpy().astype(np.float32), features=none) for k in range(count)],
+        unit=1.0,
+        grid_count=points,
+        grid_shape=(1, points),
+        frames=SimpleNamespace(width=WIDTH, height=HEIGHT),
+    )
+    scene = Map(seen, problem.model, truth.params.numpy())  # type: ignore[arg-type]
+    edges = problem.edges
+    for e, (i, j) in enumerate(zip(edges.source.tolist(), edges.destination.tolist(), strict=True)):
+        weight = edges.weight[e].numpy().astype(np.float32)
+        scene.edges[(i, j)] = Edge(i, j, edges.target[e].numpy().astype(np.float32), weight, float((weight > 0).mean()))
+    for k in range(count if placed else 0):
+        scene.place(k, truth.rotation[k].numpy(), truth.translation[k].numpy(), truth.inverse_depth[k].numpy())
+    return scene
+
+
+def assert_at_truth(scene: Map, world: Rig, degrees: float = 0.01, share: float = 1e-3) -> None:
+    """Cameras equal those of the rig after one change of scale."""
+    keys = sorted(scene.rotation)
+    truth = world.truth.translation.numpy()
+    found = np.stack([scene.translation[k] for k in keys])
+    scale = (found * truth).sum() / (found * found).sum()
+    assert angle_deg(np.stack([scene.rotation[k] for k in keys]), world.truth.rotation).max() < degrees
+    assert scale > 0
+    assert np.abs(found * scale - truth).max() < share * np.abs(truth).max()
+
+
+# -- the map
+
+
+def test_points_of_one_keyframe_are_predicted_where_another_sees_them() -> None:
+    world = rig("brown")
+    scene = exact_map(world)
+    for (i, j), edge in scene.edges.items():
+        guess = scene.predict(i, j)
+        assert guess is not None
+        assert np.abs(guess - edge.target)[edge.weight > 0].max() < 1e-2
+
+
+def test_an_unposed_keyframe_is_not_predicted() -> None:
+    assert exact_map(rig(), placed=False).predict(0, 1) is None
+
+
+def test_a_keyframe_is_added_where_its_neighbours_say() -> None:
+    world = rig(points=60)
+    scene = exact_map(world)
+    scene.forget(3)
+    found = scene.extend(3, [1, 2, 4])
+    assert found is not None
+    assert found.inliers > 0.99
+    assert_at_truth(scene, world)
+
+
+def test_a_new_keyframe_takes_the_depths_of_what_it_sees() -> None:
+    world = rig(points=200)
+    flat = torch.full_like(world.truth.inverse_depth, 0.4)
+    scene = exact_map(Rig(world.problem, world.truth))
+    for k in range(4):
+        scene.place(k, world.truth.rotation[k].numpy(), world.truth.translation[k].numpy(), flat[k].numpy())
+    scene.forget(4)
+    scene.extend(4, [2, 3])
+    assert np.median(np.abs(scene.inverse_depth[4] / 0.4 - 1)) < 0.5
+
+
+def test_a_keyframe_that_sees_nothing_is_not_added() -> None:
+    scene = exact_map(rig())
+    scene.forget(3)
+    for edge in scene.edges.values():
+        edge.weight[:] = 0.0
+    assert scene.extend(3, [2, 4]) is None
+    assert 3 not in scene.rotation
+    assert scene.extend(3, []) is None
+
+
+def test_adjusting_finds_the_truth() -> None:
+    world = rig(points=60)
+    scene, start = exact_map(world), world.perturbed(0.02)
+    for k in range(5):
+        scene.place(k, start.rotation[k].numpy(), start.translation[k].numpy(), start.inverse_depth[k].numpy())
+    report = scene.adjust([1, 2, 3, 4], [0], pixels_schedule(SCALES, (8,) * 4, 1.0, tolerance=1e-6))
+    assert scene.steps == report.steps > 0
+    assert_at_truth(scene, world)
+
+
+def test_adjusting_a_part_leaves_the_rest_alone() -> None:
+    world = rig()
+    scene, start = exact_map(world), world.perturbed(0.01)
+    for k in range(5):
+        scene.place(k, start.rotation[k].numpy(), start.translation[k].numpy(), start.inverse_depth[k].numpy())
+    before = {k: (scene.rotation[k].copy(), scene.translation[k].copy()) for k in (0, 1, 4)}
+    scene.adjust([2, 3], [0, 1], pixels_schedule((4.0,), (3,), 1.0))
+    for k, (rotation, translation) in before.items():
+        assert np.array_equal(scene.rotation[k], rotation)
+        assert np.array_equal(scene.translation[k], translation)
+
+
+def test_nothing_measured_is_nothing_to_adjust() -> None:
+    scene = exact_map(rig())
+    scene.edges.clear()
+    assert scene.adjust([1, 2], [0], pixels_schedule((4.0,), (3,), 1.0)).cost == 0.0
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10)
+def test_moving_and_scaling_the_whole_map_changes_no_prediction(seed: int) -> None:
+    scene = exact_map(rig())
+    wanted = scene.predict(1, 3)
+    r, t = (x.numpy() for x in exp_se3(normal((6,), seed)))
+    for k in range(5):
+        scene.place(k, scene.rotation[k] @ r, scene.rotation[k] @ t + scene.translation[k], scene.inverse_depth[k])
+    scene.rescale(range(5))
+    assert np.allclose(scene.predict(1, 3), wanted, atol=1e-3)
+    scene.anchor(range(5))
+    assert np.allclose(scene.rotation[0], np.eye(3))
+    assert np.allclose(scene.translation[0], 0.0)
+    assert np.allclose(scene.predict(1, 3), wanted, atol=1e-3)
+
+
+def test_rescaling_makes_the_median_inverse_depth_one() -> None:
+    scene = exact_map(rig())
+    scene.rescale(range(5))
+    seen = np.concatenate([scene.inverse_depth[k][scene.point_weight(k) > 0] for k in range(5)])
+    assert np.median(seen) == pytest.approx(1.0)
+
+
+def test_a_snapshot_brings_everything_back() -> None:
+    world = rig(intrinsics=())
+    scene = exact_map(world)
+    snapshot = scene.snapshot()
+    scene.params[0] *= 1.1
+    for k in range(5):
+        scene.place(k, np.eye(3), np.ones(3), np.ones_like(scene.inverse_depth[k]))
+    scene.restore(snapshot)
+    assert np.array_equal(scene.params, world.truth.params.numpy())
+    assert_at_truth(scene, world, 1e-9, 1e-9)
+
+
+@given(sigma=st.floats(0.1, 2.0))
+@settings(max_examples=6)
+def test_the_noise_is_proportional_to_that_of_the_measurements(sigma: float) -> None:
+    quiet, loud = rig(points=80).noisy(0.1), rig(points=80).noisy(sigma)
+    ratio = mapping.noise(loud.problem, loud.truth) / mapping.noise(quiet.problem, quiet.truth)
+    assert ratio == pytest.approx(sigma / 0.1, rel=1e-6)
+
+
+# -- rotations and parallax
+
+
+@given(seed=st.integers(0, 1000), outliers=st.sampled_from([0.0, 0.3]))
+@settings(max_examples=10)
+def test_rays_are_aligned_in_spite_of_outliers(seed: int, outliers: float) -> None:
+    rng = np.random.default_rng(seed)
+    rays = rng.normal(size=(100, 3)) * [0.4, 0.3, 0.1] + [0, 0, 1]
+    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    turn = exp_se3(torch.from_numpy(np.r_[np.zeros(3), 0.3 * rng.normal(size=3)]))[0].numpy()
+    seen = rays @ turn.T
+    wrong = rng.random(100) < outliers
+    other = rng.normal(size=(100, 3)) * [0.4, 0.3, 0.1] + [0, 0, 1]
+    seen[wrong] = (other / np.linalg.norm(other, axis=1, keepdims=True))[wrong]
+    found = align_rays(rays, seen, np.ones(100))
+    assert angle_deg(found, turn) < (1.0 if outliers else 1e-5)
+    assert np.linalg.det(found) == pytest.approx(1.0)
+
+
+def test_a_turning_camera_leaves_no_residual_beyond_rotation() -> None:
+    world = rig(baseline=0.0, turn=0.1)
+    scene = exact_map(world)
+    relative = (world.truth.rotation[3] @ world.truth.rotation[1].T).numpy()
+    assert angle_deg(scene.relative_rotation(1, 3), relative) < 1e-3
+    assert scene.rotation_residual(1, 3) < 0.01
+
+
+def test_a_moving_camera_leaves_more_the_farther_it_moves() -> None:
+    scene = exact_map(rig(points=100))
+    assert 1.0 < scene.rotation_residual(0, 1) < scene.rotation_residual(0, 3)
+
+
+# -- beginning
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_window_is_placed_from_its_measurements_alone(seed: int, thorough: bool) -> None:
+    world = rig(points=120, seed=seed)
+    scene = exact_map(world, placed=False)
+    cost = launch.launch(scene, range(5), SCALES, thorough)
+    assert cost < 5.0
+    scene.adjust([1, 2, 3, 4], [0], pixels_schedule((0.7,), (10,), 1.0, tolerance=1e-7))
+    assert_at_truth(scene, world, 0.05, 0.02)
+
+
+def test_a_window_is_placed_although_a_fifth_is_wrong() -> None:
+    world = rig(points=150).with_outliers(0.2)
+    scene = exact_map(world, placed=False)
+    launch.launch(scene, range(5), SCALES, thorough=True)
+    assert_at_truth(scene, world, 0.3, 0.1)
+
+
+def test_a_launched_window_begins_at_the_identity() -> None:
+    scene = exact_map(rig(points=120), placed=False)
+    launch.launch(scene, range(5), SCALES, thorough=False)
+    assert np.allclose(scene.rotation[0], np.eye(3))
+    assert np.allclose(scene.translation[0], 0.0)
+
+
+def test_the_widest_pair_is_the_one_with_the_most_parallax() -> None:
+    scene = exact_map(rig(points=200, baseline=0.05), placed=False)
+    pair = launch.widest_pair(scene, range(5))
+    assert pair is not None
+    assert scene.rotation_residual(*pair) == max(scene.rotation_residual(i, j) for i, j in scene.edges if i < j)
+
+
+# -- revisits and frames between
+
+
+def test_overlap_is_symmetric_and_falls_with_the_angle_between_views() -> None:
+    scene = exact_map(rig(points=96))
+    turned = np.diag([-1.0, 1.0, -1.0])
+    scene.place(4, turned @ scene.rotation[4], turned @ scene.translation[4], scene.inverse_depth[4])
+    share = revisits.overlap(scene, range(5))
+    assert np.array_equal(share, share.T)
+    assert (share.diagonal() > 0.99).all()
+    assert share[0, 1] > 0.6
+    assert share[0, 4] == 0.0
+
+
+@given(radius=st.integers(1, 3), budget=st.floats(0.0, 3.0))
+@settings(max_examples=10)
+def test_revisits_are_far_apart_in_time_and_within_the_budget(radius: int, budget: float) -> None:
+    scene = exact_map(rig(keyframes=8, points=48, baseline=0.05))
+    pairs = revisits.far_pairs(scene, range(8), radius, budget)
+    assert all(b - a > radius for a, b in pairs)
+    assert len(set(pairs)) == len(pairs) <= max(1, int(8 * budget)) * 4 / 3
+    assert pairs
+
+
+def test_frames_between_keyframes_lie_between_them() -> None:
+    scene = exact_map(rig())
+    rotation, translation = interpolate(scene, 1, 2, np.array([0.0, 0.5, 1.0]))
+    assert np.allclose(rotation[[0, 2]], [scene.rotation[1], scene.rotation[2]])
+    assert np.allclose(translation[[0, 2]], [scene.translation[1], scene.translation[2]])
+    centre = -(rotation.transpose(0, 2, 1) @ translation[..., None])[..., 0]
+    assert np.allclose(centre[1], (centre[0] + centre[2]) / 2)
+    half = angle_deg(rotation[1], rotation[0])
+    assert half == pytest.approx(angle_deg(rotation[2], rotation[1]), rel=1e-6)
+
+
+# -- measurements
+
+
+def test_an_edge_agrees_with_the_true_flow() -> None:
+    world = clip("room")
+    m = Measurements(frames("room"), 16, 96)
+    a, b = m.add(0), m.add(3)
+    edge = m.edge(a, b, m.chain([a, b]))
+    flow, visible = world.flow(0, 3)
+    uv = m.keyframes[a].uv
+    at = np.rint(uv).astype(int)
+    trusted = (edge.weight > 0.02) & visible[at[:, 1], at[:, 0]]
+    miss = np.linalg.norm(edge.target - uv - flow[at[:, 1], at[:, 0]], axis=1)
+    grid = np.arange(len(uv)) < m.grid_count
+    assert trusted[grid].sum() > 60
+    assert np.median(miss[trusted & grid]) < 0.25
+    assert np.quantile(miss[trusted & grid], 0.8) < 1.0
+    assert 0.3 < edge.kept <= 1.0
+
+
+def test_points_are_corners_first_then_features() -> None:
+    m = Measurements(frames("room"), 16, 96)
+    points = m.keyframes[m.add(0)]
+    assert m.grid_shape == (12, 16)
+    assert points.uv.shape == (12 * 16 + 96, 2)
+    found = points.features.uv
+    assert np.array_equal(points.uv[m.grid_count : m.grid_count + len(found)], found)
+
+
+def test_an_edge_has_weight_only_for_what_was_found() -> None:
+    m = Measurements(frames("room"), 16, 96)
+    a, b = m.add(0), m.add(19)
+    edge = m.edge(a, b, m.chain([a, b]))
+    matched = set((m.grid_count + m.matches(a, b)[:, 0]).tolist())
+    sparse = np.flatnonzero(edge.weight[m.grid_count :] > 0) + m.grid_count
+    assert set(sparse.tolist()) == matched
+    assert ((edge.weight >= 0) & (edge.weight <= 1)).all()
+    assert np.isfinite(edge.target).all()
+
+
+@given(keys=st.lists(st.integers(0, 9), max_size=40), size=st.integers(1, 5))
+def test_a_cache_gives_what_was_made_and_keeps_the_latest(keys: list[int], size: int) -> None:
+    cache, made = Cache(size), []
+
+    def make(key: int) -> int:
+        made.append(key)
+        return key * key
+
+    for key in keys:
+        assert cache.get(key, lambda key=key: make(key)) == key * key
+        assert len(cache.items) <= size
+    latest = list(dict.fromkeys(reversed(keys)))[:size]
+    made.clear()
+    for key in reversed(latest):
+        cache.get(key, lambda key=key: make(key))
+    assert not made
