@@ -35,7 +35,7 @@ class PixelRays:
 def pixel_rays(height: int, width: int, params: NDArray[np.float64], model: str) -> PixelRays:
     """Rays through the pixel centres of a height x width image of the camera (params (9,), see vipe_kernels.cameras)."""
     y, x = torch.meshgrid(torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij")
-    ray, valid = unproject_valid(torch.stack((x, y), -1), torch.as_tensor(params), model)
+    ray, valid = unproject_valid(torch.stack((x, y), -1), torch.tensor(params), model)
     xy = ray[..., :2].numpy()
     along_x, along_y = np.gradient(xy, axis=1), np.gradient(xy, axis=0)
     area = np.abs(along_x[..., 0] * along_y[..., 1] - along_x[..., 1] * along_y[..., 0])
@@ -55,7 +55,7 @@ def reproject(xy: F32, inverse_depth: F32, relative: NDArray[np.float64], params
     px, py, pz = (pose[i, 0] * x + pose[i, 1] * y + pose[i, 2] + rho * pose[i, 3] for i in range(3))
     # The projection does not care about scale; the unit of `points` is the depth in this view, so `near` planes mean the same everywhere.
     points = torch.stack((px, py, pz), -1)
-    uv = project(points, torch.as_tensor(params, dtype=torch.float32), model)
+    uv = project(points, torch.tensor(params, dtype=torch.float32), model)
     front = pz > 1e-3
     nan = torch.tensor(torch.nan)
     return torch.where(front[..., None], uv, nan).numpy(), torch.where(front, rho / pz, nan).numpy()
@@ -82,7 +82,7 @@ def forward_splat(uv: F32, inverse_depth: F32, payload: F32, height: int, width:
     with np.errstate(invalid="ignore"):
         keep = np.flatnonzero((u > -1) & (u < width) & (v > -1) & (v < height) & (rho > 0))
     u, v, rho = u[keep], v[keep], rho[keep]
-    channels = payload.reshape(-1, payload.shape[-1])[keep]
+    channels = payload.reshape(inverse_depth.size, payload.shape[-1])[keep]
     x0, y0 = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
     fx, fy = u - x0, v - y0
     # A margin of one pixel all round takes what falls off, so that no corner needs a test.

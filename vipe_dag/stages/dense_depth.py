@@ -79,7 +79,7 @@ class _Camera:
         self.size = (max(round(width * scale), 1), max(round(height * scale), 1))
         self.scale = self.size[0] / width
         self.model = poses.camera_model
-        scaled = scale_params(torch.as_tensor(poses.params), self.size[0] / width, self.size[1] / height)
+        scaled = scale_params(torch.tensor(poses.params), self.size[0] / width, self.size[1] / height)
         self.params: NDArray[np.float64] = scaled.numpy()
         self.rays = pixel_rays(self.size[1], self.size[0], self.params, self.model)
         self.has_ray = pixel_rays(height, width, poses.params, self.model).valid

@@ -128,18 +128,22 @@ def calibrate(
     free = [k for window in useful for k in window.keyframes[1:]]
     fixed = [window.keyframes[0] for window in useful]
     schedule = pixels_schedule(config.scales, (6,) * len(config.scales), measurements.unit)
-    focal, cost, solved = [], [], []
+    trials = []
     for done, start in enumerate(config.starts):
         trial = Map(measurements, "pinhole", default_params(frames.width, frames.height, start * side))
         trial.edges = scene.edges
-        for window in useful:
-            launch(trial, window.keyframes, config.scales, thorough=False)
-        report = trial.adjust(free, fixed, schedule, (prior,))
-        focal.append(float(trial.params[0]))
-        cost.append(report.cost)
-        solved.append(trial)
+        trials.append((launch(trial, useful[0].keyframes, config.scales, thorough=False), done, trial))
         if progress:
             progress(done)
+    # The window with the most parallax tells starts apart well enough to drop the worse half before all windows are adjusted together.
+    trials = sorted(trials, key=lambda t: t[:2])[: (len(trials) + 1) // 2]
+    focal, cost, solved = [], [], []
+    for _, _, trial in trials:
+        for window in useful[1:]:
+            launch(trial, window.keyframes, config.scales, thorough=False)
+        cost.append(trial.adjust(free, fixed, schedule, (prior,)).cost)
+        focal.append(float(trial.params[0]))
+        solved.append(trial)
     best = solved[int(np.argmin(cost))]
     last = pixels_schedule(config.scales[-1:], (10,), measurements.unit, tolerance=1e-5)
     best.adjust(free, fixed, last, (prior,))
