@@ -72,10 +72,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="where clips and stores go; a temporary folder otherwise")
     parser.add_argument("--json", type=Path, help="also write all figures here")
     arguments = parser.parse_args()
+    width, height = arguments.size
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for frames in arguments.frames or (600, 3000):
-            found.append(measure(frames, *arguments.size, arguments.out or Path(folder)))
+            found.append(measure(frames, width, height, arguments.out or Path(folder)))
             show(found[-1])
     peaks = [one.peak_mb for one in found]
     growth = max(peaks) / min(peaks) - 1
