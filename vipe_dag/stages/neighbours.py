@@ -60,7 +60,7 @@ class Neighbours:
         self, row: int, others: NDArray[np.int64], uv: NDArray[np.float32], inverse_depth: NDArray[np.float32]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Median parallax in pixels and share of points in view, per other row: flow less the flow of the rotation alone."""
-        model, params = self.poses.camera_model, torch.as_tensor(self.poses.params)
+        model, params = self.poses.camera_model, torch.tensor(self.poses.params)
         rays = unproject(torch.from_numpy(uv.astype(np.float64)), params, model)
         relative = torch.from_numpy(np.linalg.inv(self.poses.cam2world[others]) @ self.poses.cam2world[row])
         turned = rays @ relative[:, :3, :3].mT

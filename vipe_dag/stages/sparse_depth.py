@@ -30,7 +30,7 @@ class SparseDepth:
     def __init__(self, poses: BaPoses, height: int, width: int) -> None:
         self._poses = poses
         self._height, self._width = height, width
-        self._params = torch.as_tensor(poses.params)
+        self._params = torch.tensor(poses.params)
         self._rows = poses.keyframe
         self._segments = poses.segment[poses.keyframe] if len(poses.keyframe) else np.zeros(0, np.int32)
         self._world_points = lru_cache(maxsize=32)(self._compute_world_points)
