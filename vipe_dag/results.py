@@ -24,9 +24,9 @@ class FrameBlock:
 class Keyframes:
     """Where the camera moved enough.
 
-    keyframe (K,) int64 rows, ascending; motion (T,) float32, median flow in pixels since the last keyframe; segment (T,) int32, which
-    uninterrupted shot a row belongs to; sharpness (T,) float32, variance of the Laplacian of grey levels; flags: words
-    of the data contract.
+    keyframe (K,) int64 rows, ascending; motion (T,) float32, median flow in pixels since the last keyframe of the first pass; segment
+    (T,) int32, which uninterrupted shot a row belongs to; sharpness (T,) float32, variance of the Laplacian of grey levels; flags: words of
+    the data contract.
     """
 
     keyframe: NDArray[np.int64]

@@ -3,8 +3,8 @@
     minimise  sum_{edges i->j} sum_p  w_ijp * rho( project(R_ij ray_i(p) + t_ij d_ip) - target_ijp )  +  priors
 
 Cameras are world-to-camera, perturbed from the left, T <- Exp([tau, phi]) T; a point is a pixel of its own keyframe with one inverse depth
-(1 / z), so the depth block of the Hessian is diagonal and is eliminated (Schur complement; Triggs et al. 2000, section
-6): S = H - E C^-1 E^T.
+(1 / z), so the depth block of the Hessian is diagonal and is eliminated (Schur complement; Triggs et al. 2000, section 6):
+S = H - E C^-1 E^T.
 With J_j the Jacobian of the target camera, that of the source camera is -J_j Ad(T_ij), so one 6x6 block per edge gives all four.
 rho is Geman-McClure with a scale that shrinks from stage to stage (graduated non-convexity, Blake and Zisserman 1987).
 No Python loop runs over edges or points; memory is bounded by handling whole source keyframes in chunks.
@@ -72,7 +72,8 @@ class Edges:
 class Problem:
     """What stays fixed during a solve.
 
-    uv (K, P, 2) pixel of every point; free_pose (K,) bool; free_depth (K,) bool; fixed_translation: only rotations of free poses move.
+    uv (K, P, 2) pixel of every point; free_pose (K,) bool; free_depth (K,) bool; rotation_only: the
+    translations of free poses (all zero) stay.
     depth_prior: precision (1 / px^2 per unit of squared relative change) that keeps unobserved inverse depths near where they are.
     """
 
@@ -483,8 +484,7 @@ class Posterior:
     """Uncertainty at a solution, for unit noise of a measurement of weight 1 (pixels); multiply by the noise found.
 
     position_std (K,) in the unit of translation, relative to the fixed keyframes; intrinsic_std (n,), log focal or k;
-    depth_std (K, P): of each
-    inverse depth with the cameras held.
+    depth_std (K, P): of each inverse depth with the cameras held.
     """
 
     position_std: Tensor

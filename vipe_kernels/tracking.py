@@ -49,9 +49,8 @@ class Tracker:
 def grid_corners(image: Gray, columns: int) -> tuple[Points, NDArray[np.float32]]:
     """The strongest corner of every cell of a regular grid.
 
-    image (H, W) uint8; columns: cells along the long side. Returns uv (gy, gx, 2) float32 and sigma (gy, gx) float32:
-    the standard deviation
-    in pixels with which a 15-pixel window at that corner can be located (Shi and Tomasi 1994: inverse of the smaller eigenvalue).
+    image (H, W) uint8; columns: cells along the long side. Returns uv (gy, gx, 2) float32 and sigma (gy, gx) float32: the standard
+    deviation in pixels with which a 15-pixel window at that corner can be located (Shi and Tomasi 1994: inverse of the smaller eigenvalue).
     """
     height, width = image.shape
     cell = max(8, int(np.ceil(max(width, height) / columns)))
@@ -83,6 +82,8 @@ def dense_seed(source: Gray, target: Gray, preset: int = cv2.DISOPTICAL_FLOW_PRE
 
 def sample(field: NDArray[np.float32], uv: Points) -> NDArray[np.float32]:
     """Bilinear samples of field (H, W, C) at uv (N, 2), border replicated: (N, C) float32."""
+    if len(uv) == 0:
+        return np.zeros((0, field.shape[2]), np.float32)
     # cv2.remap takes pictures below 32,768 a side, so a long list becomes a picture 1,024 wide.
     width = 1024
     padded = np.zeros((-(-len(uv) // width) * width, 2), np.float32)
@@ -138,8 +139,9 @@ class Features:
 def detect(gray: Gray, count: int) -> Features:
     """At most `count` RootSIFT features (Lowe 2004; Arandjelovic and Zisserman 2012), strongest first, spread by a coarse grid."""
     height, width = gray.shape
-    keypoints, descriptor = cv2.SIFT_create(nfeatures=4 * count, contrastThreshold=0.02).detectAndCompute(gray, None)
-    if descriptor is None or len(keypoints) == 0:
+    sift = cv2.SIFT_create(nfeatures=4 * count, contrastThreshold=0.02)
+    keypoints = sift.detect(gray, None)
+    if count == 0 or len(keypoints) == 0:
         return Features(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32))
     uv = np.array([k.pt for k in keypoints], np.float32)
     response = np.array([k.response for k in keypoints], np.float32)
@@ -153,8 +155,9 @@ def detect(gray: Gray, count: int) -> Features:
         rank[position] = seen.get(key, 0)
         seen[key] = rank[position] + 1
     chosen = np.lexsort((uv[:, 1], uv[:, 0], -response, rank))[:count]
-    root = np.sqrt(np.maximum(descriptor[chosen], 0) / np.maximum(descriptor[chosen].sum(1, keepdims=True), 1e-9))
-    return Features(uv[chosen], root.astype(np.float32))
+    kept, descriptor = sift.compute(gray, [keypoints[i] for i in chosen])
+    root = np.sqrt(np.maximum(descriptor, 0) / np.maximum(descriptor.sum(1, keepdims=True), 1e-9))
+    return Features(np.array([k.pt for k in kept], np.float32), root.astype(np.float32))
 
 
 def match(a: Features, b: Features, ratio: float = 0.8) -> NDArray[np.int64]:

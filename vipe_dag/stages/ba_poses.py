@@ -1,9 +1,9 @@
 """Bundle adjustment of a whole video: cameras of keyframes, refined intrinsics, and from them the camera of every frame.
 
-Per segment: start on the window with the most parallax, extend both ways one keyframe at a time (resection, then a
-local adjustment), adjust everything now and then, add edges between keyframes that see the same place again, adjust everything to
-convergence. Frames between keyframes are posed by motion-only adjustment against the keyframes on either side. A segment without parallax
-keeps its rotations, reports zero translation, and says so.
+Per segment: start on the window with the most parallax, extend both ways one keyframe at a time (resection, then a local adjustment),
+adjust everything now and then, add edges between keyframes that see the same place again, adjust everything to convergence. Frames between
+keyframes are posed by motion-only adjustment against the keyframes on either side. A segment without parallax keeps its rotations, reports
+zero translation, and says so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.inbetween import FramePoses, pose_frames
 from vipe_dag.stages.intrinsics import OBSERVABLE_STD, measure_parallax
 from vipe_dag.stages.launch import launch, rotating
-from vipe_dag.stages.mapping import Map, noise, pixels_schedule
+from vipe_dag.stages.mapping import Map, intrinsic_std, noise, pixels_schedule
 from vipe_dag.stages.measurements import Measurements
 from vipe_dag.stages.revisits import far_pairs
 from vipe_kernels import bundle
@@ -150,7 +150,8 @@ class Mapper:
     def consider_distortion(self, segments: Sequence[Segment]) -> tuple[Intrinsic, ...]:
         """Take up radial distortion where the longest moving segment shows it; returns the intrinsics then free.
 
-        Distortion is confounded with focal length and depth, so it is kept only if it lowers the robust cost by `distortion_gain`.
+        Distortion is confounded with focal length and depth, so it is kept only if it lowers the robust cost by `distortion_gain` and is
+        more than three standard deviations from none.
         """
         moving = [s.keyframes for s in segments if s.parallax]
         if (
@@ -169,7 +170,8 @@ class Mapper:
         self.scene.model = "brown"
         free = (*self.intrinsics, Intrinsic("k1", 0.0, self.config.prior_k1_std))
         bent = self.everything(keyframes, scales, self.config.global_steps, free)
-        if bent.cost < plain.cost * (1 - self.config.distortion_gain):
+        std = intrinsic_std(self.scene, keyframes[1:], keyframes[:1], free, scales[-1] * self.unit)[-1]
+        if bent.cost < plain.cost * (1 - self.config.distortion_gain) and abs(float(self.scene.params[4])) > 3 * std:
             for other in moving:
                 if other is not keyframes:
                     self.everything(other, scales, self.config.global_steps, ())

@@ -103,8 +103,8 @@ def calibrate(
 ) -> Intrinsics:
     """Estimate the camera, or take it as given.
 
-    given: calibration at any resolution; scaled to the frames and returned with zero standard deviation. Otherwise a
-    pinhole (or `brown`, with k1) camera with the principal point in the middle. Flags `focal_unobservable` when the prior decided.
+    given: calibration at any resolution; scaled to the frames and returned with zero standard deviation. Otherwise a pinhole camera with
+    the principal point in the middle. Flags `focal_unobservable` when the prior decided.
     """
     nothing = np.zeros(0)
     if given is not None:

@@ -1,9 +1,8 @@
 """Correspondences between keyframes: where they come from and how much each is trusted.
 
 One representation serves dense flow and sparse matches alike: a keyframe owns P points (corners on a grid, then SIFT keypoints) and an edge
-i -> j holds, for each point of i, its pixel in j and a weight. Pixels are read on demand and kept in a small cache, so
-memory holds keypoints
-and edges, never the clip.
+i -> j holds, for each point of i, its pixel in j and a weight. Pixels are read on demand and kept in a small cache, so memory holds
+keypoints and edges, never the clip.
 """
 
 from __future__ import annotations
