@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +19,12 @@ F32 = NDArray[np.float32]
 
 FRONT_LAYER = 0.05
 """Splatted surfaces whose inverse depths differ by less than this share are one surface; farther ones are hidden behind it."""
+
+
+_SOLID = 0.05
+"""Least bilinear share with which a point hides what lies behind it in a pixel."""
+
+_jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 @dataclass(frozen=True)
@@ -78,35 +86,45 @@ def forward_splat(uv: F32, inverse_depth: F32, payload: F32, height: int, width:
     Each point covers the four pixels around it with bilinear weights; per pixel, points within FRONT_LAYER of the nearest are averaged.
     NaN where nothing lands (coverage 0).
     """
-    u, v, rho = uv[..., 0].ravel(), uv[..., 1].ravel(), inverse_depth.ravel()
-    with np.errstate(invalid="ignore"):
-        keep = np.flatnonzero((u > -1) & (u < width) & (v > -1) & (v < height) & (rho > 0))
-    u, v, rho = u[keep], v[keep], rho[keep]
-    channels = payload.reshape(inverse_depth.size, payload.shape[-1])[keep]
-    x0, y0 = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
-    fx, fy = u - x0, v - y0
-    # A margin of one pixel all round takes what falls off, so that no corner needs a test.
-    stride = width + 2
-    first = (y0 + 1) * stride + x0 + 1
-    index = np.concatenate((first, first + 1, first + stride, first + stride + 1))
-    share = np.concatenate(((1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy)).astype(np.float32)
-    solid = share > 0.05
-    rho4 = np.tile(rho, 4)
-    size = (height + 2) * stride
-    nearest = _scatter_max(index[solid], rho4[solid], size)
-    share *= rho4 >= (1 - FRONT_LAYER) * nearest[index]
-    total = np.bincount(index, share, size)
-    fields = [np.bincount(index, share * np.tile(channel, 4), size) for channel in (rho, *channels.T)]
-
-    def crop(flat: NDArray[Any]) -> F32:
-        return flat.reshape(height + 2, stride)[1:-1, 1:-1].astype(np.float32)
-
+    channels = payload.shape[-1]
+    total, sums = np.zeros((height, width)), np.zeros((height, width, 1 + channels))
+    flat = np.ascontiguousarray(payload, np.float32).reshape(inverse_depth.size, channels)
+    _splat(
+        np.ascontiguousarray(uv, np.float32).reshape(-1, 2),
+        np.ascontiguousarray(inverse_depth, np.float32).ravel(),
+        flat,
+        np.float32(1 - FRONT_LAYER),
+        np.zeros((height, width), np.float32),
+        total,
+        sums,
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = [crop(np.where(total > 0, field / total, np.nan)) for field in fields]
-    return means[0], np.stack(means[1:], -1) if means[1:] else np.empty((height, width, 0), np.float32), crop(total)
+        means = np.where(total > 0, sums.transpose(2, 0, 1) / total, np.nan).astype(np.float32)
+    return means[0], means[1:].transpose(1, 2, 0), total.astype(np.float32)
 
 
-def _scatter_max(index: NDArray[np.int64], value: F32, size: int) -> F32:
-    result = torch.zeros(size, dtype=torch.float32)
-    result.scatter_reduce_(0, torch.from_numpy(index), torch.from_numpy(value), "amax")
-    return result.numpy()
+@_jit
+def _splat(uv, rho, payload, front, nearest, total, sums):
+    """Two passes over the points: the nearest surface of every pixel, then the sums over what belongs to it."""
+    height, width = nearest.shape
+    for summing in (False, True):
+        for n in range(len(rho)):
+            u, v, d = uv[n, 0], uv[n, 1], rho[n]
+            if not (u > -1 and u < width and v > -1 and v < height and d > 0):
+                continue
+            left, top = math.floor(u), math.floor(v)
+            x, y = int(left), int(top)
+            fx, fy = u - np.float32(left), v - np.float32(top)
+            for corner in range(4):
+                column, line = x + corner % 2, y + corner // 2
+                if column < 0 or column >= width or line < 0 or line >= height:
+                    continue
+                share = (fx if corner % 2 else 1 - fx) * (fy if corner // 2 else 1 - fy)
+                if not summing:
+                    if share > _SOLID and d > nearest[line, column]:
+                        nearest[line, column] = d
+                elif d >= front * nearest[line, column]:
+                    total[line, column] += share
+                    sums[line, column, 0] += share * d
+                    for c in range(payload.shape[1]):
+                        sums[line, column, 1 + c] += share * payload[n, c]
