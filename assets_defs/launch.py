@@ -22,6 +22,10 @@ _ON_PURPOSE = {kind.__name__ for kind in VipeDagError.__subclasses__()} | {dg.Fa
 """Class names of exceptions that are raised on purpose: ours, and Dagster's own for a step that refuses to run."""
 
 
+_INTERRUPTED = {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}
+"""What a step raises when the process was asked to end."""
+
+
 @dataclass(frozen=True)
 class StepFailure:
     """A step that raised: stage, class name and message of the original exception, and its traceback as text."""
@@ -43,7 +47,7 @@ def materialize_video(
     """Runs the job over `until` and all it needs for one partition; returns the failure of a step, None when every step succeeded.
 
     The video must be registered in the store and be a partition of the instance. A failed blocking check stops the stages below and is
-    told to the listener, in the report of its stage, not returned.
+    told to the listener, in the report of its stage, not returned. Raises KeyboardInterrupt when the process was asked to end.
     """
     job = build_definitions(root=root, config=config, listener=listener).resolve_job_def(PIPELINE_JOB)
     result = job.execute_in_process(
@@ -54,7 +58,10 @@ def materialize_video(
         run_config=QUIET if quiet else None,
         raise_on_error=False,
     )
-    return _failure(result)
+    failure = _failure(result)
+    if failure is not None and failure.kind in _INTERRUPTED:
+        raise KeyboardInterrupt
+    return failure
 
 
 def _failure(result: dg.ExecuteInProcessResult) -> StepFailure | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -182,6 +184,22 @@ def test_a_defect_is_called_one(terminal: Terminal, clip: Path, root: str, calls
     quick_stages.replace(monkeypatch, "keyframes", "select", breaks, calls)
     assert terminal("run", clip, "--store", root, "--video-id", "mine") == 1
     assert terminal.error == "error: mine: keyframes: ZeroDivisionError: division by zero; this is a defect of vipe-dag"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_run_in_one_line_and_keeps_what_is_complete(
+    number: signal.Signals, terminal: Terminal, clip: Path, root: str, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        signal.raise_signal(number)
+        time.sleep(5)
+        raise AssertionError("the signal did not arrive")
+
+    quick_stages.replace(monkeypatch, "ba_poses", "solve", interrupted, calls)
+    assert terminal("run", clip, "--store", root, "--video-id", "mine") == 130
+    assert terminal.error == "error: interrupted; what is in the store stays as it was"
+    assert VideoStore(root).current("mine", "intrinsics") is not None
+    assert VideoStore(root).current("mine", "ba_poses") is None
 
 
 def test_a_directory_of_videos_is_many_videos(terminal: Terminal, root: str, calls: Counter[str], tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ class Keyframes:
 class Intrinsics:
     """Calibration at working resolution: params, params_std (9,) float64 in the order of PARAM_NAMES (a given value has std 0).
 
-    source is `given`, `metadata` or `estimated`. candidate_focal, candidate_cost (C,): the starts tried and the robust cost each reached.
+    source is `given`, `metadata` or `estimated`. candidate_focal, candidate_cost (C,): where
+    the starts worth pursuing ended, and the robust cost each reached.
     focal_observable is False when the motion does not determine the focal length and the prior decided.
     """
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from vipe_dag.errors import ConfigError, VipeDagError
 
 DEBUG_VARIABLE = "VIPE_DAG_DEBUG"
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,13 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=None if arguments is None else list(arguments))
     except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            fail("interrupted; what is in the store stays as it was")
         return leaving.code if isinstance(leaving.code, int) else 1
     except VipeDagError as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         fail(str(error))
         return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        fail("interrupted; what is in the store stays as it was")
-        return 130
     return 0
