@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
 from engine_worlds import angle_deg, clip, config, errors, frames, known, selected, solved
 from vipe_dag.evaluate import trajectory
-from vipe_dag.results import BaPoses
+from vipe_dag.results import BaPoses, Keyframes
+from vipe_dag.sequence import ArrayFrames
 from vipe_dag.stages import ba_poses, keyframes
 
 MOVING = ["orbit", "room"]
@@ -175,3 +178,37 @@ def test_progress_is_told_and_stays_within_bounds() -> None:
     )
     assert told
     assert all(0.0 <= share <= 1.0 for _, share in told)
+
+
+@cache
+def rearranged(order: tuple[int, ...], blind: tuple[int, ...] = ()) -> tuple[BaPoses, float]:
+    """The orbit with its frames in another order (a cut where they jump) or blinded by noise: its solution and the ATE where tracked."""
+    whole, truth = frames("orbit"), clip("orbit").cam2world[list(order)]
+    pixels = whole.rgb_array[list(order)].copy()
+    for row in blind:
+        pixels[row] = np.random.default_rng(row).integers(0, 255, pixels[row].shape)
+    shown = ArrayFrames(pixels, np.arange(len(order)) / 10.0, np.arange(len(order)))
+    shot = np.cumsum(np.abs(np.diff(order, prepend=order[0])) > 1).astype(np.int32)
+    every = Keyframes(np.arange(len(order)), np.zeros(len(order), np.float32), shot, np.ones(len(order), np.float32), ())
+    settings = config().ba_poses.model_copy(update={"matches": 384})
+    found = ba_poses.solve(shown, every, known("orbit"), settings)
+    aligned = trajectory.align(found.cam2world[found.tracked], truth[found.tracked])
+    miss = np.linalg.norm(aligned.estimate[:, :3, 3] - aligned.reference[:, :3, 3], axis=1)
+    length = np.linalg.norm(np.diff(clip("orbit").cam2world[:, :3, 3], axis=0), axis=1).sum()
+    return found, float(100 * np.sqrt(np.square(miss).mean()) / length)
+
+
+def test_a_shot_that_comes_back_to_a_known_place_joins_its_world() -> None:
+    found, ate_percent = rearranged((*range(10, 20), *range(10)))
+    assert not found.segment.any()
+    assert "segments" not in found.flags
+    assert found.tracked.all()
+    assert ate_percent < 1.0
+
+
+def test_frames_lost_in_the_middle_of_a_shot_do_not_end_its_world() -> None:
+    found, ate_percent = rearranged(tuple(range(20)), blind=(8, 9))
+    assert not found.segment.any()
+    assert np.flatnonzero(~found.tracked).tolist() == [8, 9]
+    assert "lost_frames" in found.flags
+    assert ate_percent < 1.0

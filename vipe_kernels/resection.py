@@ -24,24 +24,27 @@ _STEPS = 3
 
 @dataclass(frozen=True)
 class Resection:
-    """rotation (3, 3), translation (3,) world-to-camera; residual_px: weighted median residual; inliers: share of
-    weight below 3 px (640-wide)."""
+    """rotation (3, 3), translation (3,) world-to-camera; residual_px: weighted median residual; inliers: share of weight
+    below 3 px (640-wide); agreeing: points that stand behind it, below 3 px with more than a trace of weight."""
 
     rotation: Float
     translation: Float
     residual_px: float
     inliers: float
+    agreeing: int
 
 
 @dataclass(frozen=True)
 class Resections:
-    """The same for F frames: rotation (F, 3, 3), translation (F, 3), residual_px (F,), inliers (F,), position_std (F,) for 1 px noise."""
+    """The same for F frames: rotation (F, 3, 3), translation (F, 3), residual_px (F,), inliers (F,), position_std (F,) for 1 px noise,
+    distance_px (F, N), 1e6 out of view."""
 
     rotation: Tensor
     translation: Tensor
     residual_px: Tensor
     inliers: Tensor
     position_std: Tensor
+    distance_px: Tensor
 
 
 Minimum = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -146,7 +149,7 @@ def resect_batch(
     median = distance.gather(1, order).gather(1, middle[:, None]).squeeze(1)
     variance = torch.linalg.inv(H + torch.diag_embed(H.diagonal(dim1=1, dim2=2) * 1e-9 + 1e-9)).diagonal(dim1=1, dim2=2)[:, :3]
     # the camera centre is -R^T t; to first order its covariance is that of tau
-    return Resections(rotation, translation, median, inliers, variance.clamp_min(0).sum(-1).sqrt())
+    return Resections(rotation, translation, median, inliers, variance.clamp_min(0).sum(-1).sqrt(), distance)
 
 
 def resect(
@@ -172,6 +175,11 @@ def resect(
         unit,
     )
     best = int((found.inliers - 0.01 * found.residual_px / unit).argmax())
+    near = found.distance_px[best].numpy() < 3.0 * unit
     return Resection(
-        found.rotation[best].numpy(), found.translation[best].numpy(), float(found.residual_px[best]), float(found.inliers[best])
+        found.rotation[best].numpy(),
+        found.translation[best].numpy(),
+        float(found.residual_px[best]),
+        float(found.inliers[best]),
+        int((near & (weights > 0.05)).sum()),
     )

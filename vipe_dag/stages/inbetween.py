@@ -117,15 +117,23 @@ def _resect(
 def pose_frames(
     scene: Map,
     frames: FrameSequence,
-    segments: Sequence[tuple[Sequence[int], bool]],
+    shot: NDArray[np.int32],
+    world: NDArray[np.int32],
+    parallax: Sequence[bool],
     trust: dict[int, Float],
     poses: FramePoses,
     progress: Callable[[str, float], None],
 ) -> None:
-    """Pose every frame that is not a keyframe. segments: (keyframes, parallax). Keyframe rows of `poses` are filled by the caller."""
-    for keyframes, moves in segments:
-        for a, b in itertools.pairwise(keyframes):
-            rows = list(range(scene.m.keyframes[a].row + 1, scene.m.keyframes[b].row))
-            if rows:
-                pose_between(scene, frames, a, b, rows, trust, poses, moves)
-            progress("frames", scene.m.keyframes[b].row / len(frames))
+    """Pose every frame that is not a keyframe. shot, world (K,): of each keyframe; parallax: of each world.
+
+    Keyframe rows of `poses` are filled by the caller. Frames between keyframes of two worlds keep the camera of the one before, untracked.
+    """
+    for a, b in itertools.pairwise(range(len(world))):
+        rows = list(range(scene.m.keyframes[a].row + 1, scene.m.keyframes[b].row))
+        if not rows or shot[a] != shot[b]:
+            continue
+        if world[a] == world[b]:
+            pose_between(scene, frames, a, b, rows, trust, poses, parallax[world[a]])
+        else:
+            poses.rotation[rows], poses.translation[rows] = scene.rotation[a], scene.translation[a]
+        progress("frames", scene.m.keyframes[b].row / len(frames))

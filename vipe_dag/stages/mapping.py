@@ -105,6 +105,11 @@ class Map:
         for values in (self.rotation, self.translation, self.inverse_depth):
             values.pop(k, None)
 
+    def detach(self, k: int) -> None:
+        """Take back the camera of a keyframe and all that was measured of it."""
+        self.forget(k)
+        self.edges = {key: edge for key, edge in self.edges.items() if k not in key}
+
     def anchor(self, keys: Sequence[int]) -> None:
         """Move a connected part of the map so that its first keyframe is at identity."""
         rotation, translation = self.rotation[keys[0]], self.translation[keys[0]]

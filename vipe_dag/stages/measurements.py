@@ -152,18 +152,23 @@ class Measurements:
     def edge(self, source: int, destination: int, guess: Array) -> Edge:
         """Measure one edge: grid corners by flow from a guess (G, 2), SIFT keypoints by matching."""
         a, b = self.keyframes[source], self.keyframes[destination]
-        target = a.uv.copy()
-        weight = np.zeros(len(a.uv), np.float32)
-        count = self.grid_count
+        matched = self.matched_edge(source, destination)
+        target, weight, count = matched.target, matched.weight, self.grid_count
         target[:count], weight[:count] = self.follow(source, b.row, guess)
         usable = a.sigma[:count] < 1.0 * self.unit
         kept = float((weight[:count] > 0.05)[usable].mean()) if usable.any() else 0.0
-        pairs = self.matches(source, destination)
-        target[count + pairs[:, 0]] = b.features.uv[pairs[:, 1]]
-        weight[count + pairs[:, 0]] = _MATCH_WEIGHT
         # A wide step leaves few corners, and consistency alone does not make those right: what remains counts for less.
         weight[:count] *= min(1.0, kept / 0.3)
         return Edge(source, destination, target, weight, kept)
+
+    def matched_edge(self, source: int, destination: int) -> Edge:
+        """An edge of SIFT matches alone, between keyframes too far apart to follow corners."""
+        a, b = self.keyframes[source], self.keyframes[destination]
+        target, weight = a.uv.copy(), np.zeros(len(a.uv), np.float32)
+        pairs = self.matches(source, destination)
+        tail = self.grid_count + pairs[:, 0]
+        target[tail], weight[tail] = b.features.uv[pairs[:, 1]], _MATCH_WEIGHT
+        return Edge(source, destination, target, weight, 0.0)
 
     def matches(self, source: int, destination: int, at_least: int = 15) -> NDArray[np.int64]:
         """Geometrically verified SIFT matches between two keyframes: (M, 2) indices, empty when fewer than `at_least` agree."""

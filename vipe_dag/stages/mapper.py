@@ -1,0 +1,314 @@
+"""Building the map of a video: where it begins, how it grows, how lost parts are found again, what is adjusted together.
+
+A map grows along the shots, from keyframes to their neighbours. Where a neighbour does not fit (a cut, a blur, a turn too fast to follow)
+the map looks for any keyframe that shows a place it knows, and goes on from there, so one world may span several shots, and a shot that
+shows another place begins a world of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vipe_dag.config import BaPosesConfig
+from vipe_dag.stages.intrinsics import measure_parallax
+from vipe_dag.stages.launch import launch, rotating
+from vipe_dag.stages.mapping import Map, intrinsic_std, pixels_schedule
+from vipe_dag.stages.revisits import far_pairs, likeness
+from vipe_kernels import bundle
+from vipe_kernels.bundle import Intrinsic, Report
+
+_DISTORTION_KEYFRAMES = 8
+"""Fewer views than this explain distortion as well by depth."""
+
+_HELD_STD = 0.03
+"""How far the logarithm of the focal length may drift from the calibration while the map is incomplete."""
+
+_ENOUGH_POINTS = 20
+"""A camera that fewer points agree on is chance: six of them fit any picture."""
+
+_HOLDS = 0.5
+"""Share of the measurements of a first window that its cameras have to explain."""
+
+_MEET_MATCHES = 30
+"""Verified matches from which a keyframe that looks like a known place is tried there."""
+_MEET_LIKENESS = 0.3
+_MEET_TRIES = 3
+"""Pairs, those most alike, whose features are compared for each run of keyframes without a place."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Keyframes whose cameras share one world, ascending, and whether their motion shows a translation."""
+
+    keyframes: tuple[int, ...]
+    parallax: bool
+
+
+def runs(keyframes: Sequence[int], shot: NDArray[np.int32]) -> list[tuple[int, ...]]:
+    """Ascending keyframes divided where they do not follow each other or a new shot begins."""
+    found: list[list[int]] = []
+    for k in keyframes:
+        if found and found[-1][-1] == k - 1 and shot[k] == shot[k - 1]:
+            found[-1].append(k)
+        else:
+            found.append([k])
+    return [tuple(run) for run in found]
+
+
+def best_start(scene: Map, candidates: Sequence[tuple[int, ...]], length: int) -> tuple[tuple[int, ...], float]:
+    """The run of at most `length` keyframes with the most parallax, looking at every half length, and its parallax."""
+    parts = []
+    for run in candidates:
+        parts += [run[i : i + length] for i in range(0, max(1, len(run) - length + 1), max(1, length // 2))]
+    parallax = [measure_parallax(scene, part) if len(part) > 1 else 0.0 for part in parts]
+    best = int(np.argmax(parallax))
+    return parts[best], parallax[best]
+
+
+class Mapper:
+    """Builds the map of one video; `scene` holds the result. shot (K,): which uninterrupted shot each keyframe belongs to.
+
+    While the map grows only the focal length moves, held near the calibration: a short window cannot tell distortion from depth. All of
+    `intrinsics` are free in the last adjustments, which see everything.
+    """
+
+    def __init__(self, scene: Map, config: BaPosesConfig, intrinsics: tuple[Intrinsic, ...], shot: NDArray[np.int32]) -> None:
+        self.scene, self.config, self.intrinsics, self.shot = scene, config, intrinsics, shot
+        focal = float(np.log(scene.params[0]))
+        self.held = tuple(Intrinsic("focal", focal, _HELD_STD) for free in intrinsics if free.name == "focal")
+        self.unit = scene.m.unit
+        self._likeness: NDArray[np.float32] | None = None
+
+    def build(self, still: bool, progress: Callable[[], None]) -> list[Segment]:
+        """Pose all keyframes; returns the worlds they fall into, by first keyframe. still: nothing moved, each shot has one camera."""
+        waiting = set(range(len(self.shot)))
+        worlds: list[Segment] = []
+        refused: set[int] = set()
+        while waiting - refused and not still:
+            for keyframes in runs(sorted(waiting), self.shot):
+                self.connect_sequence(keyframes, 2)
+            start, parallax = best_start(self.scene, runs(sorted(waiting - refused), self.shot), self.config.start_window)
+            if len(start) < 2 or parallax < self.config.min_parallax:
+                break
+            if not self.begin(start):
+                refused |= set(start)
+                continue
+            world = self.grow(start, waiting, progress)
+            worlds.append(Segment(world, True))
+            waiting -= set(world)
+            self.scene.edges = {key: edge for key, edge in self.scene.edges.items() if (key[0] in world) == (key[1] in world)}
+        for keyframes in runs(sorted(waiting), self.shot):
+            if not self.leave(keyframes, worlds):
+                self.rotations_only(keyframes, still)
+                worlds.append(Segment(keyframes, False))
+        return sorted(worlds, key=lambda world: world.keyframes)
+
+    def leave(self, keyframes: tuple[int, ...], worlds: list[Segment]) -> bool:
+        """Keyframes lost in the middle of a shot stay in the world of its other keyframes, at the camera of the nearest, untracked."""
+        inside = [
+            (abs(p - keyframes[0]), p, n) for n, w in enumerate(worlds) for p in w.keyframes if self.shot[p] == self.shot[keyframes[0]]
+        ]
+        if not inside:
+            return False
+        _, nearest, n = min(inside)
+        for k in keyframes:
+            self.scene.detach(k)
+            self.scene.place(k, self.scene.rotation[nearest], self.scene.translation[nearest], self.scene.inverse_depth[nearest].copy())
+        worlds[n] = Segment(tuple(sorted((*worlds[n].keyframes, *keyframes))), worlds[n].parallax)
+        return True
+
+    def connect_sequence(self, keyframes: tuple[int, ...], radius: int) -> None:
+        """Measure each keyframe against its `radius` predecessors, both ways."""
+        for position, k in enumerate(keyframes):
+            for other in keyframes[max(0, position - radius) : position]:
+                self.scene.connect(other, k, through=keyframes)
+                self.scene.connect(k, other, through=keyframes)
+
+    def begin(self, start: tuple[int, ...]) -> bool:
+        """Place a window of keyframes; False, and nothing is placed, where no cameras explain most of what was measured."""
+        self.connect_sequence(start, self.config.radius)
+        launch(self.scene, start, self.config.start_scales, thorough=True)
+        problem, state, _ = self.scene.problem(start[1:], start[:1])
+        weight, distance = problem.edges.weight.numpy(), bundle.residuals(problem, state).numpy()
+        agrees = weight * (distance < 2.0 * self.unit)
+        if agrees.sum() > _HOLDS * weight.sum() and (agrees > 0.05).any(0).sum() >= _ENOUGH_POINTS:
+            return True
+        for k in start:
+            self.scene.forget(k)
+        return False
+
+    def grow(self, start: tuple[int, ...], waiting: set[int], progress: Callable[[], None]) -> tuple[int, ...]:
+        """Extend a placed window by whatever of `waiting` fits, and adjust it all; returns its keyframes, ascending."""
+        posed = list(start)
+        misfits: set[int] = set()
+        strangers: set[int] = set()
+        next_global = 2 * len(posed)
+        step = 1
+        while True:
+            rest = waiting - set(posed)
+            k = self.next_to(posed, rest - misfits, step)
+            step = -step
+            if k is None:
+                k = self.next_to(posed, rest - misfits, step)
+            if k is not None:
+                if not self.attach(k, self.near(k, posed)):
+                    misfits.add(k)
+                    continue
+            else:
+                met = self.meet(posed, rest - strangers)
+                if met is None:
+                    break
+                k, known = met
+                if not self.relocate(k, known):
+                    strangers.add(k)
+                    continue
+                misfits -= rest  # neighbours of a keyframe that was found again may fit now
+            posed.append(k)
+            self.local(k, tuple(sorted(posed)), anchor=start[0])
+            progress()
+            if len(posed) >= next_global:
+                self.everything(sorted(posed), self.config.local_scales, 3, self.held)
+                next_global = 2 * len(posed)
+        keyframes = tuple(sorted(posed))
+        self.everything(keyframes, self.config.global_scales, self.config.global_steps, self.intrinsics)
+        return keyframes
+
+    def next_to(self, posed: Sequence[int], waiting: set[int], step: int) -> int | None:
+        """The keyframe that follows (step 1) or precedes (-1) a posed one in its shot, at most one between them left out."""
+        for distance in (step, 2 * step):
+            found = [k + distance for k in posed if k + distance in waiting and self.shot[k + distance] == self.shot[k]]
+            if found:
+                return max(found, key=lambda k: step * k)
+        return None
+
+    def near(self, k: int, posed: Sequence[int]) -> list[int]:
+        """Posed keyframes of the same shot within `radius`, nearest first."""
+        close = [p for p in posed if abs(p - k) <= self.config.radius and self.shot[p] == self.shot[k]]
+        return sorted(close, key=lambda p: (abs(p - k), p))
+
+    def attach(self, k: int, near: list[int]) -> bool:
+        """Measure a keyframe against posed neighbours and pose it from them; False, and nothing is left of it, where it does not fit."""
+        chain = tuple(sorted((k, *near)))
+        for other in near:
+            self.scene.connect(other, k, through=chain)
+            self.scene.connect(k, other, through=chain)
+        found = self.scene.extend(k, near)
+        if found is None or found.inliers < self.config.min_inliers or found.agreeing < _ENOUGH_POINTS:
+            self.scene.detach(k)
+            return False
+        return True
+
+    def meet(self, posed: Sequence[int], waiting: set[int]) -> tuple[int, list[int]] | None:
+        """The waiting keyframe that shares most verified features with a posed one, and the posed ones it shares them with."""
+        if not waiting:
+            return None
+        if self._likeness is None:
+            self._likeness = likeness(self.scene, range(len(self.shot)))
+        best: tuple[int, int, int] | None = None
+        known = np.array(sorted(posed))
+        for run in runs(sorted(waiting), self.shot):
+            alike = self._likeness[np.array(run)][:, known]
+            for index in np.argsort(-alike, axis=None, kind="stable")[:_MEET_TRIES]:
+                row, column = np.unravel_index(index, alike.shape)
+                if alike[row, column] < _MEET_LIKENESS:
+                    break
+                k, p = run[row], int(known[column])
+                count = len(self.scene.m.matches(p, k))
+                if count >= _MEET_MATCHES and (best is None or count > best[0]):
+                    best = (count, k, p)
+        if best is None:
+            return None
+        _, k, p = best
+        around = [q for q in sorted(posed, key=lambda q: abs(q - p))[: 2 * self.config.radius] if len(self.scene.m.matches(q, k))]
+        return k, around[: self.config.radius]
+
+    def relocate(self, k: int, known: list[int]) -> bool:
+        """Pose a keyframe from features it shares with known ones, then measure it against them from there; False where it does not fit."""
+        self.scene.detach(k)
+        for other in known:
+            self.scene.edges[(other, k)] = self.scene.m.matched_edge(other, k)
+        found = self.scene.extend(k, known)
+        if found is None or found.inliers < 0.5 or found.agreeing < _ENOUGH_POINTS:
+            self.scene.detach(k)
+            return False
+        for other in known:
+            del self.scene.edges[(other, k)]
+            self.scene.connect(other, k)
+            self.scene.connect(k, other)
+        return True
+
+    def local(self, k: int, keyframes: tuple[int, ...], anchor: int) -> None:
+        """Adjust the keyframes around the newest; those that share edges with them stay fixed."""
+        config = self.config
+        at = keyframes.index(k)
+        free = {x for x in keyframes[max(0, at - config.window + 1) : at + config.window] if x != anchor}
+        touching = {a if b in free else b for a, b in self.scene.edges if (a in free) != (b in free)}
+        fixed = [x for x in touching if x in self.scene.rotation]
+        self.scene.adjust(sorted(free), fixed, pixels_schedule(config.local_scales, (2,) * len(config.local_scales), self.unit))
+
+    def everything(self, keyframes: Sequence[int], scales: tuple[float, ...], steps: int, intrinsics: tuple[Intrinsic, ...]) -> Report:
+        """Adjust all keyframes given, and the intrinsics; the first stays where it is."""
+        schedule = pixels_schedule(scales, (steps,) * len(scales), self.unit, tolerance=3e-4)
+        self.scene.anchor(keyframes)
+        report = self.scene.adjust(keyframes[1:], keyframes[:1], schedule, intrinsics)
+        self.scene.rescale(keyframes)
+        return report
+
+    def consider_distortion(self, segments: Sequence[Segment]) -> tuple[Intrinsic, ...]:
+        """Take up radial distortion where the longest moving segment shows it; returns the intrinsics then free.
+
+        Distortion is confounded with focal length and depth, so it is kept only if it lowers the robust cost by `distortion_gain` and is
+        more than three standard deviations from none.
+        """
+        moving = [s.keyframes for s in segments if s.parallax]
+        if (
+            not any(len(keyframes) >= _DISTORTION_KEYFRAMES for keyframes in moving)
+            or not self.intrinsics
+            or self.config.prior_k1_std == 0
+            or self.scene.model != "pinhole"
+        ):
+            return self.intrinsics
+        keyframes = max(moving, key=len)
+        scales = self.config.global_scales[-2:]
+        before = self.scene.snapshot()
+        plain = self.everything(keyframes, scales, self.config.global_steps, self.intrinsics)
+        without = self.scene.snapshot()
+        self.scene.restore(before)
+        self.scene.model = "brown"
+        free = (*self.intrinsics, Intrinsic("k1", 0.0, self.config.prior_k1_std))
+        bent = self.everything(keyframes, scales, self.config.global_steps, free)
+        std = intrinsic_std(self.scene, keyframes[1:], keyframes[:1], free, scales[-1] * self.unit)[-1]
+        if bent.cost < plain.cost * (1 - self.config.distortion_gain) and abs(float(self.scene.params[4])) > 3 * std:
+            for other in moving:
+                if other is not keyframes:
+                    self.everything(other, scales, self.config.global_steps, ())
+            return free
+        self.scene.model = "pinhole"
+        self.scene.restore(without)
+        return self.intrinsics
+
+    def rotations_only(self, keyframes: tuple[int, ...], still: bool) -> None:
+        """Pose keyframes whose camera turned but did not visibly move; still: it did not turn either."""
+        if still or len(keyframes) < 2:
+            for k in keyframes:
+                self.scene.place(k, np.eye(3), np.zeros(3), np.ones(len(self.scene.m.keyframes[k].uv)))
+            return
+        rotating(self.scene, keyframes, 0.0)
+        schedule = pixels_schedule(self.config.local_scales, (4,) * len(self.config.local_scales), self.unit)
+        self.scene.adjust(keyframes[1:], keyframes[:1], schedule, rotation_only=True)
+
+    def close(self, keyframes: tuple[int, ...], progress: Callable[[], None]) -> int:
+        """Add verified edges between keyframes far apart in time that see the same place; returns how many."""
+        added = 0
+        for a, b in far_pairs(self.scene, keyframes, self.config.radius, self.config.revisits):
+            if (a, b) in self.scene.edges or not len(self.scene.m.matches(a, b)):
+                continue
+            self.scene.connect(a, b)
+            self.scene.connect(b, a)
+            added += 1
+            progress()
+        return added
