@@ -77,6 +77,18 @@ def nerfstudio(
     _export("nerfstudio", store, video_id, out, thinning=thinning, segment=segment, encoding="png" if png else "jpg")
 
 
+@export.command()
+def colmap(
+    video_id: VideoId,
+    out: OutFolder,
+    store: Store,
+    text: Annotated[bool, typer.Option("--text", help="Text files, not binary ones.")] = False,
+    png: Png = False,
+) -> None:
+    """images and sparse/K, a model for each segment, with points and tracks measured in the keyframes."""
+    _export("colmap", store, video_id, out, text=text, encoding="png" if png else "jpg")
+
+
 def _export(name: str, store: str, video_id: str, out: Path, **options: Any) -> None:
     from vipe_dag.export import export_video
     from vipe_dag.store import VideoStore

@@ -31,6 +31,7 @@ FORMATS: dict[str, str] = {
     "kitti": "trajectory, a text file",
     "ply": "coloured point cloud, one file",
     "nerfstudio": "transforms.json, images and a cloud, a folder",
+    "colmap": "reconstruction with observations and tracks, a folder",
 }
 """Name of each format and what it is, in words."""
 
