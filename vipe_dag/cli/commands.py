@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from vipe_dag.cli.arguments import Store, VideoId
 from vipe_dag.cli.export import export
+from vipe_dag.cli.imports import imports
 from vipe_dag.cli.terminal import RunDisplay, console
 from vipe_dag.config_words import did_you_mean
 from vipe_dag.graph import STAGES
@@ -28,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(export, name="export")
+app.add_typer(imports, name="import")
 
 
 def _asset(name: str) -> str:

@@ -89,6 +89,12 @@ def colmap(
     _export("colmap", store, video_id, out, text=text, encoding="png" if png else "jpg")
 
 
+@export.command()
+def vipe(video_id: VideoId, out: OutFolder, store: Store, segment: Segment = None) -> None:
+    """ViPE's tree: pose and intrinsics npz, depth as a zip of half-float EXR, rgb mp4."""
+    _export("vipe", store, video_id, out, segment=segment)
+
+
 def _export(name: str, store: str, video_id: str, out: Path, **options: Any) -> None:
     from vipe_dag.export import export_video
     from vipe_dag.store import VideoStore

@@ -32,6 +32,7 @@ FORMATS: dict[str, str] = {
     "ply": "coloured point cloud, one file",
     "nerfstudio": "transforms.json, images and a cloud, a folder",
     "colmap": "reconstruction with observations and tracks, a folder",
+    "vipe": "ViPE's tree of results, a folder",
 }
 """Name of each format and what it is, in words."""
 

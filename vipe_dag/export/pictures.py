@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,21 +66,28 @@ def _copied(source: ImageFolder, estimate: Estimate, rows: NDArray[np.int64], fo
     return names
 
 
+def source_frames(store: VideoStore, estimate: Estimate) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Every row and its picture (H, W, 3) uint8, upright, at source resolution. Raises SourceError: source gone, changed, or a frame."""
+    yield from _frames(opened_source(estimate), store, estimate, np.arange(len(estimate.frame)))
+
+
+def _frames(source: VideoSource, store: VideoStore, estimate: Estimate, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    row_of = {int(estimate.frame[row]): int(row) for row in rows}
+    for frame in source.iterate(store.source(estimate.video_id).clip, limits=Limits(max_pixels=_MAX_PIXELS)):
+        row = row_of.pop(frame.index, None)
+        if row is not None:
+            yield row, frame.rgb
+        if not row_of:
+            return
+    raise SourceError(f"{estimate.source_uri}: no longer gives frame {min(row_of)}; run the video again")
+
+
 def _decoded(
     source: VideoSource, store: VideoStore, estimate: Estimate, rows: NDArray[np.int64], folder: Path, encoding: Encoding
 ) -> dict[int, str]:
-    row_of = {int(estimate.frame[row]): int(row) for row in rows}
     options: dict[str, Any] = {"quality": JPEG_QUALITY, "subsampling": 0} if encoding == "jpg" else {"compress_level": 3}
     names: dict[int, str] = {}
-    for frame in source.iterate(store.source(estimate.video_id).clip, limits=Limits(max_pixels=_MAX_PIXELS)):
-        row = row_of.get(frame.index)
-        if row is None:
-            continue
-        names[row] = f"frame_{frame.index:06d}.{encoding}"
-        Image.fromarray(frame.rgb).save(folder / names[row], **options)
-        if len(names) == len(rows):
-            break
-    if len(names) < len(rows):
-        lost = min(set(rows.tolist()) - set(names))
-        raise SourceError(f"{estimate.source_uri}: no longer gives frame {int(estimate.frame[lost])}; run the video again")
+    for row, rgb in _frames(source, store, estimate, rows):
+        names[row] = f"frame_{int(estimate.frame[row]):06d}.{encoding}"
+        Image.fromarray(rgb).save(folder / names[row], **options)
     return names
