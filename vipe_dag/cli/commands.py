@@ -11,10 +11,13 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Column, Table
 
+from vipe_dag.cli.arguments import Store, VideoId
+from vipe_dag.cli.export import export
+from vipe_dag.cli.imports import imports
 from vipe_dag.cli.terminal import RunDisplay, console
 from vipe_dag.config_words import did_you_mean
 from vipe_dag.graph import STAGES
-from vipe_dag.placement import ROOT_VARIABLE, configuration
+from vipe_dag.placement import configuration
 
 app = typer.Typer(
     name="vipe-dag",
@@ -25,8 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-export = typer.Typer(help="Write results in the formats of other programs.", no_args_is_help=True)
 app.add_typer(export, name="export")
+app.add_typer(imports, name="import")
 
 
 def _asset(name: str) -> str:
@@ -36,15 +39,11 @@ def _asset(name: str) -> str:
     return name
 
 
-Store = Annotated[
-    str, typer.Option("--store", envvar=ROOT_VARIABLE, metavar="ROOT", help="Directory (or fsspec URL) that holds the results.")
-]
 Preset = Annotated[str | None, typer.Option(metavar="P", help="default, fast or quality.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="One value of the configuration; repeatable.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of standard output, all else on standard error.")
 ]
-VideoId = Annotated[str, typer.Argument(metavar="VIDEO_ID", help="As `vipe-dag status` lists them.")]
 
 
 @app.command()
@@ -208,24 +207,6 @@ def demo(
     typer.echo(page.resolve())
     if any(target.met is False for target in found):
         raise typer.Exit(1)
-
-
-@export.command()
-def tum(
-    video_id: VideoId,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Text file to write.")],
-    store: Store,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
-) -> None:
-    """Write the trajectory: timestamp tx ty tz qx qy qz qw, camera to world, every tracked frame, timestamps of the source."""
-    from vipe_dag.export.tum import write
-    from vipe_dag.result_arrays import ba_poses_from
-    from vipe_dag.store import VideoStore
-
-    opened = VideoStore(store)
-    poses = ba_poses_from(opened.open(video_id, "ba_poses"))
-    time = opened.open(video_id, "frames")["time"].values
-    typer.echo(write(out, time, poses.cam2world, poses.tracked, overwrite))
 
 
 def _print_json(value: dict[str, Any]) -> None:

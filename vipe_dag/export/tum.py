@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from vipe_dag.errors import SourceError
+from vipe_dag.export import Exported
+from vipe_dag.export.target import complete_file
+
+if TYPE_CHECKING:
+    from vipe_dag.store import VideoStore
+
+
+def export(store: VideoStore, video_id: str, out: Path, *, overwrite: bool = False) -> Exported:
+    """Write the tracked frames of a video, with the timestamps of its source."""
+    from vipe_dag.export.estimate import estimate_of
+
+    estimate = estimate_of(store, video_id)
+    return Exported(write(out, estimate.time, estimate.poses.cam2world, estimate.poses.tracked, overwrite), estimate.lost_note)
 
 
 def write(
@@ -25,19 +39,14 @@ def write(
     Raises SourceError when `out` exists and `overwrite` is False, when its folder does not exist, and when no frame is tracked.
     """
     out = Path(out)
-    if out.exists() and not overwrite:
-        raise SourceError(f"{out}: exists already; choose another name or allow overwriting")
-    if not out.parent.is_dir():
-        raise SourceError(f"{out}: the folder {out.parent} does not exist; create it first")
     keep = np.ones(len(time), bool) if tracked is None else np.asarray(tracked, bool)
     if not keep.any():
         raise SourceError(f"{out}: no frame of the trajectory is tracked, there is nothing to write")
     poses = np.asarray(cam2world, np.float64)[keep]
     quaternions = Rotation.from_matrix(poses[:, :3, :3]).as_quat(canonical=True)
     table = np.column_stack([np.asarray(time, np.float64)[keep], poses[:, :3, 3], quaternions])
-    temporary = out.with_name(out.name + ".part")
-    np.savetxt(temporary, table, fmt="%.9f", header="timestamp tx ty tz qx qy qz qw")
-    temporary.replace(out)
+    with complete_file(out, overwrite) as unfinished:
+        np.savetxt(unfinished, table, fmt="%.9f", header="timestamp tx ty tz qx qy qz qw")
     return out
 
 

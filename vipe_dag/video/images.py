@@ -62,6 +62,11 @@ class ImageFolder:
         """Names of the pictures without suffix, by source index: what datasets name their depth maps and masks after."""
         return tuple(posixpath.splitext(file.name)[0] for file in self._listing.files)
 
+    @property
+    def files(self) -> tuple[Location, ...]:
+        """The pictures as they are, by source index."""
+        return self._listing.files
+
     @cached_property
     def digest(self) -> str:
         listing = self._listing

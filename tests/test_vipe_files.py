@@ -1,0 +1,238 @@
+"""ViPE's files: a tree that follows its conventions becomes assets, one that does not is refused in a line, and an export comes back."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+
+import Imath
+import numpy as np
+import OpenEXR
+import pytest
+import torch
+
+from clips import write_clip
+from exported_clip import VIDEO, Result, make_result
+from vipe_dag import cli
+from vipe_dag.errors import SourceError
+from vipe_dag.evaluate.references import resize_nearest
+from vipe_dag.export import export_video, tum
+from vipe_dag.export.estimate import estimate_of
+from vipe_dag.importing.vipe import import_video
+from vipe_dag.store import VideoStore
+from vipe_kernels.cameras import project
+
+COUNT, WIDTH, HEIGHT = 6, 160, 120
+
+
+def exr(values: np.ndarray, channel: str = "Z") -> bytes:
+    """As ViPE writes it: one HALF channel, through OpenEXR's older interface."""
+    header = OpenEXR.Header(values.shape[1], values.shape[0])
+    header["channels"] = {channel: Imath.Channel(Imath.PixelType(Imath.PixelType.HALF))}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "depth.exr"
+        file = OpenEXR.OutputFile(str(path), header)
+        file.writePixels({channel: values.astype(np.float16).tobytes()})
+        file.close()
+        return path.read_bytes()
+
+
+def depth_of(row: int) -> np.ndarray:
+    depth = np.linspace(1, 5 + row, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH).astype(np.float16)
+    depth[:4] = 0
+    return depth
+
+
+def poses() -> np.ndarray:
+    found = np.tile(np.eye(4, dtype=np.float32), (COUNT, 1, 1))
+    found[:, 0, 3] = np.arange(COUNT) / 10
+    return found
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A run of ViPE's on a clip called walk."""
+    root = tmp_path / "vipe_results"
+    for name in ("rgb", "pose", "intrinsics", "depth", "mask", "vipe"):
+        (root / name).mkdir(parents=True)
+    write_clip(root / "rgb" / "walk.mp4", COUNT, WIDTH, HEIGHT)
+    np.savez(root / "pose" / "walk.npz", data=poses(), inds=np.arange(COUNT))
+    write_cameras(root, [140, 141, 80, 60], "PINHOLE")
+    with zipfile.ZipFile(root / "depth" / "walk.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for row in range(COUNT):
+            archive.writestr(f"{row:05d}.exr", exr(depth_of(row)))
+    (root / "vipe" / "walk_info.pkl").write_bytes(pickle.dumps({"ba_residual": 0.0}))
+    return root
+
+
+def write_cameras(root: Path, values: list[float], name: str) -> None:
+    data = np.tile(np.array(values, np.float32), (COUNT, 1))
+    np.savez(root / "intrinsics" / "walk.npz", data=data, inds=np.arange(COUNT))
+    (root / "intrinsics" / "walk_camera.txt").write_text("".join(f"{row}: {name}\n" for row in range(COUNT)))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> VideoStore:
+    return VideoStore(tmp_path / "store")
+
+
+class TestImport:
+    def test_poses_camera_depth_and_pictures_arrive(self, tree: Path, store: VideoStore) -> None:
+        video_id = import_video(store, tree, "walk")
+        estimate = estimate_of(store, video_id)
+        np.testing.assert_array_equal(estimate.poses.cam2world, poses())
+        assert estimate.poses.tracked.all()
+        np.testing.assert_array_equal(estimate.source.params, [140, 141, 80, 60, 0, 0, 0, 0, 0])
+        assert store.frames(video_id).rgb(3).shape == (HEIGHT, WIDTH, 3)
+        z, confidence, measured = store.depth(video_id, "aligned_depth").depth(2)
+        np.testing.assert_array_equal(z[4:], depth_of(2)[4:])
+        assert np.isnan(z[:4]).all()
+        assert (confidence[:4] == 0).all()
+        assert (confidence[4:] == 255).all()
+        assert not measured.any()
+
+    def test_generations_say_that_they_are_imported(self, tree: Path, store: VideoStore) -> None:
+        video_id = import_video(store, tree, "walk")
+        for asset in ("frames", "ba_poses", "aligned_depth"):
+            assert store.open(video_id, asset).attrs["imported"]["format"] == "vipe"
+
+    def test_again_writes_nothing(self, tree: Path, store: VideoStore) -> None:
+        video_id = import_video(store, tree, "walk")
+        before = store.current(video_id, "frames")
+        assert import_video(store, tree, "walk") == video_id
+        assert store.current(video_id, "frames") == before
+
+    def test_a_wide_angle_lens_bends_rays_as_in_vipe(self, tree: Path, store: VideoStore) -> None:
+        fx, fy, cx, cy, xi = 110.0, 110.0, 80.0, 60.0, 0.9
+        write_cameras(tree, [fx, fy, cx, cy, xi], "MEI")
+        camera = estimate_of(store, import_video(store, tree, "walk")).source
+        points = np.random.default_rng(0).uniform([-0.9, -0.7, 0.6], [0.9, 0.7, 1], (200, 3))
+        depth = points[:, 2] + xi * np.linalg.norm(points, axis=1)
+        vipe = np.column_stack([fx * points[:, 0] / depth + cx, fy * points[:, 1] / depth + cy])
+        ours = project(torch.from_numpy(points), torch.from_numpy(camera.params.copy()), camera.camera_model).numpy()
+        shown = ((vipe >= 0) & (vipe < [WIDTH, HEIGHT])).all(1)
+        assert shown.sum() > 100
+        np.testing.assert_allclose(ours[shown], vipe[shown], atol=0.01)
+
+    def test_a_run_without_depth_has_poses_alone(self, tree: Path, store: VideoStore) -> None:
+        (tree / "depth" / "walk.zip").unlink()
+        video_id = import_video(store, tree, "walk")
+        assert store.current(video_id, "ba_poses") is not None
+        assert store.current(video_id, "aligned_depth") is None
+
+    def test_a_frame_without_a_pose_is_not_tracked(self, tree: Path, store: VideoStore, tmp_path: Path) -> None:
+        kept = np.array([0, 1, 3, 4, 5])
+        np.savez(tree / "pose" / "walk.npz", data=poses()[kept], inds=kept)
+        np.savez(tree / "intrinsics" / "walk.npz", data=np.tile([140, 140, 80, 60], (5, 1)), inds=kept)
+        video_id = import_video(store, tree, "walk")
+        assert estimate_of(store, video_id).poses.tracked.tolist() == [True, True, False, True, True, True]
+        path = export_video(store, video_id, "tum", tmp_path / "poses.txt").path
+        np.testing.assert_allclose(tum.read(path)[1], poses()[kept], atol=1e-6)
+
+    def test_every_format_takes_an_imported_video(self, tree: Path, store: VideoStore, tmp_path: Path) -> None:
+        video_id = import_video(store, tree, "walk")
+        for name in ("tum", "kitti", "colmap", "vipe"):
+            assert export_video(store, video_id, name, tmp_path / name).path.exists()
+
+    def test_the_pickle_is_never_opened(self, tree: Path, store: VideoStore) -> None:
+        (tree / "vipe" / "walk_info.pkl").write_bytes(b"not a pickle")
+        import_video(store, tree, "walk")
+
+
+class TestBadTree:
+    @pytest.mark.parametrize("name", ["intrinsics/walk.npz", "rgb/walk.mp4"])
+    def test_a_missing_file_is_named(self, tree: Path, store: VideoStore, name: str) -> None:
+        (tree / name).unlink()
+        with pytest.raises(SourceError, match=f"{name}: is missing"):
+            import_video(store, tree, "walk")
+        assert store.videos() == []
+
+    @pytest.mark.parametrize(
+        ("arrays", "message"),
+        [
+            ({"data": poses()}, "expected an npz with the arrays data and inds"),
+            ({"data": poses(), "inds": np.arange(COUNT)[::-1]}, "ascending"),
+            ({"data": poses()[:, :3], "inds": np.arange(COUNT)}, "finite 4x4"),
+            ({"data": poses() * np.nan, "inds": np.arange(COUNT)}, "finite 4x4"),
+            ({"data": poses() * 2, "inds": np.arange(COUNT)}, "no rigid motion"),
+            ({"data": poses()[:2], "inds": np.arange(2)}, "expected 4 numbers for each frame"),
+        ],
+    )
+    def test_poses_that_are_none_are_refused(self, tree: Path, store: VideoStore, arrays: dict[str, np.ndarray], message: str) -> None:
+        np.savez(tree / "pose" / "walk.npz", **arrays)
+        with pytest.raises(SourceError, match=message):
+            import_video(store, tree, "walk")
+        assert store.videos() == []
+
+    def test_a_file_that_is_no_npz_is_named(self, tree: Path, store: VideoStore) -> None:
+        (tree / "pose" / "walk.npz").write_bytes(b"nothing")
+        with pytest.raises(SourceError, match=r"pose/walk\.npz: expected an npz"):
+            import_video(store, tree, "walk")
+
+    def test_a_panorama_is_refused(self, tree: Path, store: VideoStore) -> None:
+        write_cameras(tree, [0, 0, 0, 0], "PANORAMA")
+        with pytest.raises(SourceError, match="PANORAMA cannot be imported"):
+            import_video(store, tree, "walk")
+
+    def test_a_zooming_camera_is_refused(self, tree: Path, store: VideoStore) -> None:
+        np.savez(tree / "intrinsics" / "walk.npz", data=np.linspace([100, 100, 80, 60], [200, 200, 80, 60], COUNT), inds=np.arange(COUNT))
+        with pytest.raises(SourceError, match="changes from frame to frame"):
+            import_video(store, tree, "walk")
+
+    def test_more_poses_than_frames_are_refused_and_nothing_is_kept(self, tree: Path, store: VideoStore) -> None:
+        write_clip(tree / "rgb" / "walk.mp4", COUNT - 2, WIDTH, HEIGHT)
+        with pytest.raises(SourceError, match="has 4 frames, but there is a pose of frame 5"):
+            import_video(store, tree, "walk")
+        assert store.videos() == []
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"no picture", "not a readable EXR"),
+            (exr(depth_of(0), channel="Y"), "expected one channel Z of 160x120"),
+            (exr(depth_of(0)[:60]), "expected one channel Z of 160x120"),
+        ],
+    )
+    def test_depth_that_is_none_is_named(self, tree: Path, store: VideoStore, content: bytes, message: str) -> None:
+        with zipfile.ZipFile(tree / "depth" / "walk.zip", "w") as archive:
+            archive.writestr("00003.exr", content)
+        with pytest.raises(SourceError, match=f"00003.exr: {message}"):
+            import_video(store, tree, "walk")
+
+    def test_the_command_goes_on_after_a_bad_video(self, tree: Path, store: VideoStore, capfd: pytest.CaptureFixture[str]) -> None:
+        (tree / "pose" / "bad.npz").write_bytes(b"nothing")
+        assert cli.main(["import", "vipe", str(tree), "--store", store.root]) == 1
+        printed = capfd.readouterr()
+        assert printed.out.startswith("walk-")
+        assert "bad.npz: is missing" in printed.err
+
+    def test_a_folder_that_is_no_tree_says_what_to_give(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["import", "vipe", str(tmp_path), "--store", str(tmp_path / "store")]) == 1
+        assert "no pose/*.npz in it; give the folder" in capfd.readouterr().err
+
+
+class TestRoundTrip:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def result(cls, tmp_path_factory: pytest.TempPathFactory) -> Result:
+        return make_result(tmp_path_factory.mktemp("video"), count=4)
+
+    def test_everything_comes_back(self, result: Result, tmp_path: Path) -> None:
+        out = export_video(result.store, VIDEO, "vipe", tmp_path / "out").path
+        store = VideoStore(tmp_path / "store")
+        video_id = import_video(store, out, VIDEO)
+        ours, back = estimate_of(result.store, VIDEO), estimate_of(store, video_id)
+        np.testing.assert_allclose(back.poses.cam2world, ours.poses.cam2world, atol=1e-6)
+        np.testing.assert_allclose(back.source.params, ours.source.params, rtol=1e-6)
+        np.testing.assert_allclose(back.time, ours.time - ours.time[0], atol=1e-4)
+        depth = result.store.depth(VIDEO, "aligned_depth").depth(1)[0]
+        size = ours.source.height, ours.source.width
+        np.testing.assert_array_equal(store.depth(video_id, "aligned_depth").depth(1)[0], resize_nearest(depth, *size))
+
+    def test_a_distorted_lens_is_not_written_as_a_pinhole(self, tmp_path: Path) -> None:
+        result = make_result(tmp_path, count=2, scene="room_barrel")
+        with pytest.raises(SourceError, match=r"brown with distortion.*export colmap or nerfstudio"):
+            export_video(result.store, VIDEO, "vipe", tmp_path / "out")
+        assert not (tmp_path / "out").exists()

@@ -1,0 +1,105 @@
+"""`vipe-dag export FORMAT VIDEO_ID OUT`: one command per format, with the options of that format."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vipe_dag.cli.arguments import Store, VideoId
+from vipe_dag.cli.terminal import console
+
+export = typer.Typer(help="Write results in the formats of other programs.", no_args_is_help=True)
+
+OutFile = Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")]
+OutFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+Segment = Annotated[int | None, typer.Option(metavar="N", help="Which segment; by default the one with most frames.")]
+Png = Annotated[bool, typer.Option("--png", help="Frames of a video as lossless PNG, not as JPEG of quality 95.")]
+Every = Annotated[int, typer.Option(min=1, metavar="N", help="Cloud: every N-th frame.")]
+Stride = Annotated[int, typer.Option(min=1, metavar="N", help="Cloud: every N-th pixel along both axes.")]
+Measured = Annotated[bool, typer.Option("--measured-only/--all-depth", help="Cloud: triangulated depth alone, or completed depth too.")]
+Confidence = Annotated[int, typer.Option(min=0, max=255, metavar="C", help="Cloud: lowest confidence of depth.")]
+Voxel = Annotated[float, typer.Option(min=0, max=1, metavar="S", help="Cloud: one point per cube of S times the median depth; 0: all.")]
+
+
+@export.command()
+def tum(video_id: VideoId, out: OutFile, store: Store, overwrite: Overwrite = False) -> None:
+    """The trajectory: timestamp tx ty tz qx qy qz qw, camera to world, every tracked frame, timestamps of the source."""
+    _export("tum", store, video_id, out, overwrite=overwrite)
+
+
+@export.command()
+def kitti(video_id: VideoId, out: OutFile, store: Store, overwrite: Overwrite = False) -> None:
+    """The trajectory: twelve numbers per line, camera to world, a line for every frame."""
+    _export("kitti", store, video_id, out, overwrite=overwrite)
+
+
+@export.command()
+def ply(
+    video_id: VideoId,
+    out: OutFile,
+    store: Store,
+    every: Every = 4,
+    stride: Stride = 2,
+    measured_only: Measured = True,
+    min_confidence: Confidence = 64,
+    voxel: Voxel = 0.005,
+    segment: Segment = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """A coloured point cloud with confidence, from aligned_depth."""
+    from vipe_dag.export.cloud import Thinning
+
+    thinning = Thinning(every, stride, measured_only, min_confidence, voxel)
+    _export("ply", store, video_id, out, thinning=thinning, segment=segment, overwrite=overwrite)
+
+
+@export.command()
+def nerfstudio(
+    video_id: VideoId,
+    out: OutFolder,
+    store: Store,
+    every: Every = 4,
+    stride: Stride = 2,
+    measured_only: Measured = True,
+    min_confidence: Confidence = 64,
+    voxel: Voxel = 0.005,
+    segment: Segment = None,
+    png: Png = False,
+) -> None:
+    """transforms.json with distortion, images at source resolution, and the cloud: for nerfstudio, gsplat and their kin."""
+    from vipe_dag.export.cloud import Thinning
+
+    thinning = Thinning(every, stride, measured_only, min_confidence, voxel)
+    _export("nerfstudio", store, video_id, out, thinning=thinning, segment=segment, encoding="png" if png else "jpg")
+
+
+@export.command()
+def colmap(
+    video_id: VideoId,
+    out: OutFolder,
+    store: Store,
+    text: Annotated[bool, typer.Option("--text", help="Text files, not binary ones.")] = False,
+    png: Png = False,
+) -> None:
+    """images and sparse/K, a model for each segment, with points and tracks measured in the keyframes."""
+    _export("colmap", store, video_id, out, text=text, encoding="png" if png else "jpg")
+
+
+@export.command()
+def vipe(video_id: VideoId, out: OutFolder, store: Store, segment: Segment = None) -> None:
+    """ViPE's tree: pose and intrinsics npz, depth as a zip of half-float EXR, rgb mp4."""
+    _export("vipe", store, video_id, out, segment=segment)
+
+
+def _export(name: str, store: str, video_id: str, out: Path, **options: Any) -> None:
+    from vipe_dag.export import export_video
+    from vipe_dag.store import VideoStore
+
+    written = export_video(VideoStore(store), video_id, name, out, **options)
+    for note in written.notes:
+        console(sys.stderr).print(note, markup=False)
+    typer.echo(written.path)
