@@ -15,6 +15,7 @@ from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 PROGRAMS = {"browser": ("chromium", "chromium-browser", "google-chrome"), "driver": ("chromedriver",)}
 FLAGS = (
@@ -29,6 +30,8 @@ FLAGS = (
     "--disable-sync",
     "--window-size=1500,950",
 )
+WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
+"""Three dimensions without a graphics card, instead of --disable-gpu."""
 PATIENCE_SECONDS = 90.0
 
 _T = TypeVar("_T")
@@ -44,12 +47,14 @@ def require() -> tuple[str, str]:
 
 
 @contextmanager
-def page(profile: Path) -> Iterator[Page]:
-    """A browser with a fresh profile; it is gone when the block is left."""
+def page(profile: Path, webgl: bool = False) -> Iterator[Page]:
+    """A browser with a fresh profile, which is also where downloads go; it is gone when the block is left."""
     browser, driver = require()
     options = Options()
     options.binary_location = browser
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+    options.add_experimental_option("prefs", {"download.default_directory": str(profile)})
+    flags = (*(flag for flag in FLAGS if flag != "--disable-gpu"), *WEBGL) if webgl else FLAGS
+    for flag in (*flags, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     chrome = webdriver.Chrome(options=options, service=Service(driver))
     try:
@@ -83,6 +88,21 @@ class Page:
             return True
 
         self._until(clicked, xpath)
+
+    def type_into(self, xpath: str, text: str) -> None:
+        """Replaces what stands in an input and leaves it."""
+
+        def typed() -> bool:
+            field = self._chrome.find_element(By.XPATH, xpath)
+            field.send_keys(Keys.CONTROL, "a")
+            field.send_keys(text, Keys.TAB)
+            return True
+
+        self._until(typed, xpath)
+
+    def errors(self) -> list[str]:
+        """What the console called severe since it was last asked."""
+        return [entry["message"] for entry in self._chrome.get_log("browser") if entry["level"] == "SEVERE"]
 
     def wait_for_pictures(self) -> list[int]:
         """Natural widths in pixels of the pictures that came inside the page, once there are any; 0 for one that could not be decoded."""

@@ -58,3 +58,13 @@ def store_clip(
         w.put("shift", np.zeros(count))
         w.put("alignment_residual", np.zeros(count, np.float32))
         w.attrs({"scale_source": "arbitrary", "flags": []})
+
+
+def second_generation(store: VideoStore, cam2world: np.ndarray, fingerprint: str = "fedcba9876543210", video_id: str = VIDEO) -> None:
+    """A copy of ba_poses with other cameras, as another configuration may leave them; becomes current."""
+    old = store.open(video_id, "ba_poses")
+    with store.begin(video_id, "ba_poses", fingerprint) as w:
+        for name in {*old.data_vars, "keyframe"} - {"cam2world"}:
+            w.put(str(name), old[name].values)
+        w.put("cam2world", cam2world)
+        w.attrs({name: old.attrs[name] for name in ("camera_model", "scale_source", "residual_px", "iterations", "flags")})

@@ -365,6 +365,6 @@ def test_no_colours_in_a_pipe(clip: Path, root: str) -> None:
 
 
 def test_help_of_every_command(terminal: Terminal) -> None:
-    for command in ([], ["run"], ["status"], ["path"], ["doctor"], ["ui"], ["export", "tum"], ["evaluate"], ["demo"]):
+    for command in ([], ["run"], ["status"], ["path"], ["doctor"], ["ui"], ["view"], ["report"], ["export", "tum"], ["evaluate"], ["demo"]):
         assert terminal(*command, "--help") == 0
         assert "Usage" in terminal.out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from string import Template
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from vipe_dag.page_style import STYLE, inline
 
 if TYPE_CHECKING:
     from vipe_dag.demo import DemoSummary, Target
@@ -27,32 +28,7 @@ _PAGE = Template("""<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>vipe-dag: $video_id</title>
 <style>
-:root { color-scheme: light; --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --estimate: #1f6feb; --truth: #d1662b; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1000px; padding: 2.5rem 1.25rem 4rem; color: var(--ink); background: #fff;
-       font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 .25rem; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
-p { margin: .4rem 0 .9rem; color: var(--soft); }
-code { font-size: .92em; overflow-wrap: anywhere; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: .75rem; margin: 1.5rem 0; }
-.card { border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; }
-.card b { display: block; font-size: 1.55rem; font-variant-numeric: tabular-nums; }
-.card span { color: var(--soft); font-size: .88rem; }
-.card em { display: block; font-style: normal; font-size: .82rem; margin-top: .35rem; }
-.card em::before { content: "\\25CF\\00A0"; }
-.met { color: #1a7f37; }
-.missed { color: #cf222e; }
-img { max-width: 100%; height: auto; display: block; border-radius: 4px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .4rem .6rem; border-bottom: 1px solid var(--line); vertical-align: middle; }
-th { font-weight: 600; font-size: .88rem; color: var(--soft); }
-td.number { text-align: right; white-space: nowrap; }
-td.bar { width: 55%; }
-td.bar i { display: block; height: .7rem; border-radius: 3px; background: var(--estimate); min-width: 2px; }
-.strip { display: grid; grid-template-columns: 5.5rem 1fr; gap: .5rem; align-items: stretch; }
-.strip ul { list-style: none; margin: 0; padding: 0; display: grid; grid-auto-rows: 1fr; color: var(--soft); font-size: .88rem; }
-.strip li { display: flex; align-items: center; }
+$style
 </style>
 </head>
 <body>
@@ -107,12 +83,13 @@ def write_page(
     store = root if isinstance(root, VideoStore) else VideoStore(root)
     pictures = _pictures(store, video_id, Path(truth_dir), summary.depth_scale)
     page = _PAGE.substitute(
+        style=STYLE,
         video_id=escape(video_id),
         frames=summary.frames,
         cards=_cards(summary, targets),
-        trajectory=_inline(pictures.trajectory),
-        position_error=_inline(pictures.position_error),
-        depth=_inline(pictures.depth),
+        trajectory=inline(pictures.trajectory),
+        position_error=inline(pictures.position_error),
+        depth=inline(pictures.depth),
         errors=_errors(summary),
         timing=_timing(summary.seconds_per_stage),
     )
@@ -156,10 +133,6 @@ def _depth_strip(store: VideoStore, video_id: str, truth: Path, scale: float) ->
         ],
         tile_width=240,
     )
-
-
-def _inline(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _percent(value: float) -> str:

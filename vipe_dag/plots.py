@@ -94,6 +94,38 @@ def curve(x: NDArray[Any], y: NDArray[Any], x_label: str, y_label: str, marks: N
     return png_of(drawn)
 
 
+def intervals(names: Sequence[str], values: Sequence[float], std: Sequence[float], x_label: str, width: int = 720) -> bytes:
+    """PNG of named values with bars of two standard deviations to either side, one below the other."""
+    drawn = figure(width, 70 + 30 * len(names))
+    axes = drawn.subplots()
+    rows = np.arange(len(names))[::-1]
+    axes.errorbar(values, rows, xerr=2 * np.asarray(std), fmt="o", ms=5, capsize=4, color=ESTIMATE)
+    axes.set_yticks(rows, names, fontsize=8)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xlabel(x_label, fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.25)
+    return png_of(drawn)
+
+
+def histogram(values: NDArray[Any], x_label: str, width: int = 720) -> bytes:
+    """PNG of how finite values are spread between their 0.5th and 99.5th percentile, as percent of them."""
+    known = np.asarray(values, np.float64)
+    known = known[np.isfinite(known)]
+    drawn = figure(width, 200)
+    axes = drawn.subplots()
+    if len(known):
+        low, high = np.quantile(known, [0.005, 0.995])
+        axes.hist(
+            known, bins=60, range=(low, max(high, low + 1e-9)), weights=np.full(len(known), 100 / len(known)), color=ESTIMATE, alpha=0.85
+        )
+    axes.set_xlabel(x_label, fontsize=8)
+    axes.set_ylabel("% of pixels", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.25)
+    return png_of(drawn)
+
+
 def depth_range(maps: Sequence[NDArray[Any]]) -> tuple[float, float]:
     """Near and far, the 2nd and 98th percentile of all known depths; (1, 2) when none is known."""
     known = np.concatenate([z[np.isfinite(z) & (z > 0)].astype(np.float64).ravel() for z in maps] or [np.empty(0)])
@@ -103,15 +135,18 @@ def depth_range(maps: Sequence[NDArray[Any]]) -> tuple[float, float]:
     return float(near), float(max(far, near * 1.001))
 
 
-def depth_colours(z_depth: NDArray[Any], near: float, far: float) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8: inverse depth between far (dark blue) and near (dark red), matplotlib's turbo; grey where unknown."""
+def depth_colours(z_depth: NDArray[Any], near: float, far: float, palette: str = "turbo") -> NDArray[np.uint8]:
+    """(H, W, 3) uint8: inverse depth from far (dark) to near along a palette of matplotlib; grey where unknown.
+
+    turbo (far dark blue, near dark red) shows the most detail, viridis reads in print and with any colour vision.
+    """
     from matplotlib import colormaps
 
     z = np.asarray(z_depth, np.float32)
     known = np.isfinite(z) & (z > 0)
     inverse = 1 / np.where(known, z, 1.0)
     share = np.clip((inverse - 1 / far) / (1 / near - 1 / far), 0, 1)
-    colours = (colormaps["turbo"](share)[..., :3] * 255).astype(np.uint8)
+    colours = (colormaps[palette](share)[..., :3] * 255).astype(np.uint8)
     colours[~known] = UNKNOWN
     return colours
 

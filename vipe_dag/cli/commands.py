@@ -144,6 +144,19 @@ def evaluate(
 
 
 @app.command()
+def report(
+    video_id: VideoId,
+    out: Annotated[Path, typer.Argument(metavar="OUT.html", help="Page to write.")],
+    store: Store,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.html if it exists.")] = False,
+) -> None:
+    """Write one page about a video: path, motion, focal length, residuals, depth, checks, configuration."""
+    from vipe_dag.report import write_report
+
+    typer.echo(write_report(out, store, video_id, overwrite).resolve())
+
+
+@app.command()
 def doctor(
     store: Annotated[str | None, typer.Option("--store", metavar="ROOT", help="Also examine this store.")] = None, as_json: AsJson = False
 ) -> None:
@@ -172,6 +185,24 @@ def ui(
     from vipe_dag.cli.ui import serve
 
     raise typer.Exit(serve(store, host, port))
+
+
+@app.command()
+def view(
+    store: Store,
+    video_id: Annotated[
+        str | None, typer.Argument(metavar="[VIDEO_ID]", help="The first to show, as `vipe-dag status` lists them; others by the picker.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on. The viewer has no login: keep it on loopback.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Trajectory to draw beside the estimate: TUM lines, or KITTI lines.")
+    ] = None,
+) -> None:
+    """Look at cameras, depth and points in a browser. Ctrl-C ends it."""
+    from vipe_dag.cli.view import serve
+
+    serve(store, video_id, host, port, reference)
 
 
 @app.command()

@@ -30,7 +30,7 @@ def serve(root: str, host: str, port: int) -> int:
     screen = console(sys.stdout)
     root = str(local_path(root)) if is_local(root) else root
     configuration(root)
-    port = _free_port(host, port)
+    port = free_port(host, port)
     videos = prepare_book(root)
     group = _Group(_command(host, port), _environment(root))
     try:
@@ -80,7 +80,7 @@ def _answers(group: _Group, url: str) -> bool:
     return False
 
 
-def _free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int) -> int:
     """The port itself, or a free one for 0. Raises ConfigError when it is taken or the address is not of this machine."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -98,7 +98,7 @@ class _Group:
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(name, _interrupt)
+            signal.signal(name, interrupt)
         self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
     @property
@@ -133,5 +133,6 @@ class _Group:
         return True
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A handler that makes any signal what Ctrl-C is."""
     raise KeyboardInterrupt

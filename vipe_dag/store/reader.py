@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
@@ -16,6 +15,9 @@ import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the 
 from vipe_dag.errors import SourceError, StoreError
 from vipe_dag.schema import COORDINATES, SHARD_FRAMES, asset_schema
 from vipe_dag.sequence import FrameSequence
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 CACHE_BYTES = 256 * 2**20
 """Default bound of the decoded rows that one sequence keeps."""
@@ -26,6 +28,8 @@ MAX_PIXELS = 2**28
 
 def open_dataset(store: Any, asset: str, chunks: Mapping[str, int] | None) -> xr.Dataset:
     """A committed generation as lazy xarray: images as dask arrays of `chunks` (None: lazy without dask), nothing masked or scaled."""
+    import xarray as xr  # brings pandas, which reading row by row does not need
+
     dataset = xr.open_zarr(
         store,
         chunks=None,
