@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
+import pytest
 import yaml
 from dagster._core.definitions.partitions.context import partition_loading_context
 
@@ -98,3 +99,9 @@ def world(root: Path) -> Iterator[World]:
 
 def clip_in(folder: Path, name: str = "slide.mp4", seed: int = 0, frames: int = 8) -> Path:
     return write_clip(folder / name, frames, 64, 48, seed)
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out what takes most of such a short run: pictures, and waiting for the disk."""
+    monkeypatch.setattr("assets_defs.assets.materialization_metadata", lambda *_: {})
+    monkeypatch.setattr("vipe_dag.store.backend._fsync", lambda _: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+import platform_worlds
 import quick_stages
 from assets_defs.automation import AUTOMATION_SENSOR
 from assets_defs.coverage import COVERAGE
@@ -36,7 +38,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    monkeypatch.setattr("assets_defs.assets.materialization_metadata", lambda *_: {})  # pictures take most of such a run
+    platform_worlds.hurry(monkeypatch)
     return quick_stages.install(monkeypatch)
 
 
@@ -119,7 +121,7 @@ def test_a_video_whose_run_is_not_over_is_not_requested_again(place: World, clip
     (request,) = place.look()
     waiting = {**request.tags, "dagster/partition": "a"}
     job = build_definitions(root=str(place.root)).resolve_job_def("video_pipeline")
-    place.instance.create_run_for_job(job, status=dg.DagsterRunStatus.QUEUED, tags=waiting)
+    place.instance.create_run_for_job(job, status=dg.DagsterRunStatus.NOT_STARTED, tags=waiting)
     assert place.look() == []
     assert "1 waiting for or in a run (a)" in place.said
 
@@ -174,8 +176,6 @@ def test_a_run_whose_process_died_is_closed_and_tried_again(place: World, clip: 
 def test_nothing_is_built_on_a_result_that_failed_a_blocking_check(
     place: World, clip: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dataclasses
-
     def wild(*arguments: Any, **named: Any) -> Any:
         return dataclasses.replace(quick_stages.solve(*arguments, **named), residual_px_median=50.0)
 
@@ -242,7 +242,7 @@ def test_coming_back_to_a_state_that_was_collected_computes_it_again(place: Worl
     assert place.tick() == {"a": BELOW_POSES}
     place.configure()
     assert place.tick() == {}
-    place.store.collect(timedelta(seconds=-1), keep=1)
+    place.store.collect(timedelta(seconds=-1), keep=0)
     place.configure(**CHANGED)
     assert place.tick() == {"a": BELOW_POSES}
 

@@ -46,7 +46,7 @@ class MaintenanceSettings(_Settings):
 
     enabled: bool = Field(False, description="Start the schedules together with Dagster; otherwise they are started in the UI.")
     retention_days: float = Field(14.0, ge=0, description="Results that are not current are kept at least this long.")
-    keep: int = Field(2, ge=1, le=1000, description="Newest results of each asset that are always kept.")
+    keep: int = Field(2, ge=0, le=1000, description="Newest results of each asset that are always kept.")
     runs_days: float = Field(90.0, ge=0, description="Runs that ended longer ago are removed from the book, with their events.")
 
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vipe_dag.checks import failed_blocking
@@ -19,6 +18,7 @@ from vipe_dag.errors import ConfigError, StoreError, VipeDagError
 from vipe_dag.graph import STAGES
 from vipe_dag.pipeline import StageReport, current_reports, failure_sentence
 from vipe_dag.placement import dagster_home
+from vipe_dag.registration import read_source, require_frames
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -162,9 +162,9 @@ def prepare_book(root: str) -> int:
 def _run_source(store: VideoStore, book: _Book, uri: str, request: Request, display: Display) -> VideoResult:
     started = time.perf_counter()
     try:
-        record = _record(uri, request)
+        record = read_source(uri, request.clip, request.intrinsics, request.video_id)
         if not _is_registered(store, record):
-            _require_frames(record)
+            require_frames(record)
             store.register(record)
     except VipeDagError as error:
         return VideoResult(uri, None, "failed", time.perf_counter() - started, error=str(error))
@@ -181,26 +181,6 @@ def _run_source(store: VideoStore, book: _Book, uri: str, request: Request, disp
     if failure is not None:
         return VideoResult(uri, video_id, "failed", seconds, reports, failure.sentence(video_id), failure.trace)
     return VideoResult(uri, video_id, "computed", seconds, reports)
-
-
-def _record(uri: str, request: Request) -> SourceRecord:
-    """Reads headers, sidecar and content digest of a source."""
-    from vipe_dag.calibration import find_sidecar, load_calibration
-    from vipe_dag.video import WHOLE, SourceRecord, open_source
-
-    source = open_source(uri)
-    info = source.probe()
-    sidecar = request.intrinsics or find_sidecar(uri)
-    given = load_calibration(sidecar, info) if sidecar is not None else None
-    return SourceRecord.of(source, request.clip or WHOLE, given, request.video_id)
-
-
-def _require_frames(record: SourceRecord) -> None:
-    """Decodes the first two frames of the clip, so that a source without them leaves nothing in the store. Raises SourceError."""
-    from vipe_dag.video import open_source
-
-    for _ in islice(open_source(record.uri).iterate(record.clip, pixels=False), 2):
-        pass
 
 
 def _is_registered(store: VideoStore, record: SourceRecord) -> bool:
