@@ -9,6 +9,7 @@ from assets_defs.instance import stored_versions
 from assets_defs.partitions import VIDEOS
 from vipe_dag.config import PipelineConfig
 from vipe_dag.graph import STAGES
+from vipe_dag.ingest import read_ledger
 from vipe_dag.stale import Targets, coverage
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ def build_coverage_checks(store: Callable[[], "VideoStore"], config: Callable[[]
 def _check(stage: str, store: Callable[[], "VideoStore"], config: Callable[[], PipelineConfig]) -> dg.AssetChecksDefinition:
     @dg.asset_check(asset=stage, name=COVERAGE, description="Share of videos at the fingerprint that the configuration asks for.")
     def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        videos = list(context.instance.get_dynamic_partitions(VIDEOS))
-        wanted = Targets().of(store().sources(videos), config())
+        opened = store()
+        replaced = read_ledger(opened).superseded
+        videos = [video_id for video_id in context.instance.get_dynamic_partitions(VIDEOS) if video_id not in replaced]
+        wanted = Targets().of(opened.sources(videos), config())
         current, stale, missing = coverage(wanted, {stage: stored_versions(context.instance, stage)}, stage)
         return dg.AssetCheckResult(
             passed=current == len(wanted),

@@ -7,7 +7,9 @@ import dagster as dg
 from assets_defs.assets import GROUP, build_assets
 from assets_defs.automation import build_automation_sensor
 from assets_defs.coverage import build_coverage_checks
+from assets_defs.ingestion import build_ingest_sensor
 from assets_defs.jobs import build_coverage_job, build_job
+from assets_defs.maintenance import build_schedules, maintenance, reconcile, retry_quarantined
 from assets_defs.rerun import build_rerun_sensor
 from resources.listener import LogListener, StageListener
 from resources.video_store import VideoStoreResource
@@ -33,14 +35,18 @@ def build_definitions(
     def present() -> PipelineConfig:
         return config or configuration(place)
 
+    coverage_job = build_coverage_job()
+    operations = load_operations(place)
     return dg.Definitions(
         assets=build_assets(loaded),
         asset_checks=build_coverage_checks(store.open, present),
-        jobs=[job, build_coverage_job()],
+        jobs=[job, coverage_job, reconcile, maintenance, retry_quarantined],
         sensors=[
+            build_ingest_sensor(store.open, lambda: load_operations(place).ingest),
             build_rerun_sensor(job, store.open, present, lambda: load_operations(place).rerun),
             build_automation_sensor(GROUP),
         ],
+        schedules=build_schedules(operations.maintenance.enabled, coverage_job),
         resources={"video_store": store, "listener": listener or LogListener()},
         executor=dg.in_process_executor,
     )

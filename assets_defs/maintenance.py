@@ -1,7 +1,7 @@
-"""What is done at night: the book is made to say what the store has, and what nobody will look at again is removed."""
+"""What is done at night: the book is made to say what the store has, and what nobody will look at again is removed. And one job by hand."""
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import Any
 
 import dagster as dg
 
@@ -9,17 +9,15 @@ from assets_defs.instance import UNFINISHED, adopt, close_lost_runs
 from assets_defs.partitions import VIDEOS
 from resources.video_store import VideoStoreResource
 from vipe_dag.graph import STAGES
+from vipe_dag.ingest import retry
 from vipe_dag.operations import MaintenanceSettings, load_operations
-
-if TYPE_CHECKING:
-    from vipe_dag.store import VideoStore
 
 RECONCILE_JOB = "reconcile"
 MAINTENANCE_JOB = "maintenance"
 LITTER_AGE = timedelta(days=1)
 """Of what a crashed writer left: no stage pauses that long between two objects."""
-RUNS_PER_PASS = 1000
-AT_NIGHT = {"reconcile": "0 2 * * *", "coverage": "30 2 * * *", "maintenance": "0 3 * * *"}
+RETRY_JOB = "retry_quarantined"
+RUNS_PER_PAGE = 500
 
 
 @dg.op(name="book_from_store")
@@ -51,16 +49,19 @@ def prune_runs(context: dg.OpExecutionContext, video_store: VideoStoreResource) 
 def prune(instance: dg.DagsterInstance, settings: MaintenanceSettings, now: datetime | None = None) -> int:
     """Deletes runs that ended before `runs_days`, with their events, but for those with the latest materialization of some partition.
 
-    Returns their number, at most RUNS_PER_PASS.
+    Returns their number.
     """
     limit = (now or datetime.now(UTC)) - timedelta(days=settings.runs_days)
-    old = instance.get_run_records(dg.RunsFilter(updated_before=limit), limit=RUNS_PER_PASS, ascending=True)
-    needed = _runs_of_latest_results(instance) if old else set()
-    gone = [record.dagster_run for record in old if record.dagster_run.status not in UNFINISHED]
-    gone = [run for run in gone if run.run_id not in needed]
-    for run in gone:
-        instance.delete_run(run.run_id)
-    return len(gone)
+    needed, gone, last = _runs_of_latest_results(instance), 0, None
+    while page := instance.get_run_records(dg.RunsFilter(updated_before=limit), limit=RUNS_PER_PAGE, cursor=last):
+        last = page[-1].dagster_run.run_id if len(page) == RUNS_PER_PAGE else None
+        for run in (record.dagster_run for record in page):
+            if run.status not in UNFINISHED and run.run_id not in needed and run.run_id != last:
+                instance.delete_run(run.run_id)
+                gone += 1
+        if last is None:
+            break
+    return gone
 
 
 def _runs_of_latest_results(instance: dg.DagsterInstance) -> set[str]:
@@ -73,3 +74,38 @@ def _runs_of_latest_results(instance: dg.DagsterInstance) -> set[str]:
             if record is not None:
                 found.add(record.run_id)
     return found
+
+
+@dg.op(name="release_from_quarantine")
+def release_from_quarantine(context: dg.OpExecutionContext, video_store: VideoStoreResource) -> None:
+    """Lets every file in quarantine be opened again."""
+    released = retry(video_store.open())
+    for name in released:
+        context.log.info("released %s", name)
+    context.add_output_metadata({"released": len(released)})
+
+
+@dg.job(name=RECONCILE_JOB, description="Enters in Dagster's book what the store has, and closes runs whose process died.")
+def reconcile() -> None:
+    book_from_store()
+
+
+@dg.job(name=MAINTENANCE_JOB, description="Removes results that were replaced long ago, litter of crashed writers, and old runs.")
+def maintenance() -> None:
+    remove_old_results()
+    prune_runs()
+
+
+@dg.job(name=RETRY_JOB, description="Opens every file in quarantine again at the next tick of the sensor `ingest`.")
+def retry_quarantined() -> None:
+    release_from_quarantine()
+
+
+def build_schedules(enabled: bool, coverage: Any) -> list[dg.ScheduleDefinition]:
+    """The nightly jobs one after another, UTC; coverage: the job of the coverage checks."""
+    status = dg.DefaultScheduleStatus.RUNNING if enabled else dg.DefaultScheduleStatus.STOPPED
+    nights = {"0 2 * * *": reconcile, "30 2 * * *": coverage, "0 3 * * *": maintenance}
+    return [
+        dg.ScheduleDefinition(name=f"nightly_{job.name}", job=job, cron_schedule=time, execution_timezone="UTC", default_status=status)
+        for time, job in nights.items()
+    ]

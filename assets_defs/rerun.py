@@ -17,8 +17,10 @@ from assets_defs.assets import CONFIG_TAG, REQUEST_TAG
 from assets_defs.instance import close_lost_runs, enter, stored_versions, unfinished_runs
 from assets_defs.jobs import checks_of
 from assets_defs.partitions import VIDEOS
+from assets_defs.words import counted
 from vipe_dag.config import PipelineConfig
 from vipe_dag.graph import STAGES, config_digest
+from vipe_dag.ingest import read_ledger
 from vipe_dag.operations import OPERATIONS_FILE, RerunSettings
 from vipe_dag.stale import Difference, Targets, bring_back, change_digest, differences, without_blocked
 
@@ -50,17 +52,19 @@ class Tick:
     given_up: list[str] = field(default_factory=list)
     later: list[str] = field(default_factory=list)
     unregistered: list[str] = field(default_factory=list)
+    sourceless: list[str] = field(default_factory=list)
     unapproved: str = ""
 
     def sentence(self) -> str:
         """All that is worth saying, on one line."""
         parts = [
-            _named("brought back from the store", self.brought_back),
-            _named("waiting for or in a run", self.running),
-            _named("stopped by a failed check", self.blocked),
-            _named("left alone after failed runs", self.given_up),
-            _named("for a later tick", self.later),
-            _named("without a source in the store", self.unregistered),
+            counted("brought back from the store", self.brought_back),
+            counted("waiting for or in a run", self.running),
+            counted("stopped by a failed check", self.blocked),
+            counted("left alone after failed runs", self.given_up),
+            counted("for a later tick", self.later),
+            counted("without a source in the store", self.unregistered),
+            counted("to be decoded again, but deleted at the source", self.sourceless),
             self.unapproved,
         ]
         said = "; ".join(part for part in parts if part)
@@ -77,11 +81,14 @@ class Reconciler:
     def tick(self, instance: dg.DagsterInstance, store: VideoStore, config: PipelineConfig, settings: RerunSettings) -> Tick:
         """Brings back what older generations hold, and requests runs for what has to be computed, as far as the queue has room."""
         close_lost_runs(instance)
-        videos = list(instance.get_dynamic_partitions(VIDEOS))
+        ledger = read_ledger(store)
+        videos = [video_id for video_id in instance.get_dynamic_partitions(VIDEOS) if video_id not in ledger.superseded]
         records = store.sources(videos)
         wanted = self._targets.of({video_id: records[video_id] for video_id in videos if video_id in records}, config)
         found = differences(wanted, {stage.name: stored_versions(instance, stage.name) for stage in STAGES})
         tick = Tick(len(videos), unregistered=[video_id for video_id in videos if video_id not in records])
+        tick.sourceless = [entry.video_id for entry in found if "frames" in entry.stale and entry.video_id in ledger.gone]
+        found = [entry for entry in found if entry.video_id not in tick.sourceless]
         unfinished = unfinished_runs(instance)
         busy = {run.tags.get(PARTITION_TAG) for run in unfinished}
         tick.running = [entry.video_id for entry in found if entry.video_id in busy]
@@ -90,9 +97,7 @@ class Reconciler:
         self._request(instance, approved, tick, config, settings, settings.queue - len(unfinished))
         return tick
 
-    def _to_compute(
-        self, instance: dg.DagsterInstance, store: VideoStore, found: Sequence[Difference], tick: Tick
-    ) -> Iterator[Difference]:
+    def _to_compute(self, instance: dg.DagsterInstance, store: VideoStore, found: Sequence[Difference], tick: Tick) -> Iterator[Difference]:
         """Those of which something has to be computed; what the store has already becomes current on the way."""
         until = time.monotonic() + STORE_SECONDS
         for entry in found:
@@ -119,9 +124,7 @@ class Reconciler:
         self._not_stored[entry.video_id] = entry.request
         return False
 
-    def _approved(
-        self, found: Sequence[Difference], tick: Tick, config: PipelineConfig, settings: RerunSettings
-    ) -> Sequence[Difference]:
+    def _approved(self, found: Sequence[Difference], tick: Tick, config: PipelineConfig, settings: RerunSettings) -> Sequence[Difference]:
         """All of them, or only new videos where so many others would be computed anew that a person has to say so first."""
         redone = sum(entry.redo for entry in found)
         change = change_digest(config)
@@ -189,13 +192,6 @@ def _run_request(entry: Difference, config: PipelineConfig, number: int, attempt
         asset_check_keys=checks_of(entry.stale),
         tags={**tags, PRIORITY_TAG: REDO_PRIORITY} if entry.redo else tags,
     )
-
-
-def _named(what: str, video_ids: Sequence[str], shown: int = 3) -> str:
-    if not video_ids:
-        return ""
-    more = f" and {len(video_ids) - shown} more" if len(video_ids) > shown else ""
-    return f"{len(video_ids)} {what} ({', '.join(video_ids[:shown])}{more})"
 
 
 def build_rerun_sensor(

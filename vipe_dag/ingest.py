@@ -1,4 +1,4 @@
-"""Videos that appear somewhere become videos of the store: what is new, ready, changed, gone or broken, remembered in one document of the store.
+"""Videos that appear somewhere become videos of the store: what is new, ready, changed, gone or broken, kept in one document.
 
 The document, `<root>/_ingest.json`, is all that is remembered: a restart loses nothing and opens nothing twice.
 """
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vipe_dag.video.location import Location
 
 LEDGER = "ingest.json"
+OPENED = "ingest_opened"
+"""Note that names the file that is open, to be found by the next look if the process ends with it."""
 MARKER = ".done"
 MAX_VIDEOS = 10_000
 """Partitions beyond which Dagster becomes slow; nothing more is taken in then."""
@@ -114,7 +116,8 @@ def ingest(store: VideoStore, settings: IngestSettings, add: Callable[[str], Non
         return Look()
     place, files = _listing(settings.location)
     ledger, look = read_ledger(store), Look()
-    before = ledger.model_copy(deep=True)
+    before = dict(ledger.files)
+    _count_death(store, ledger)
     opened, until = 0, time.monotonic() + SECONDS
     for file in files:
         entry, ready = _seen(ledger.files.get(file.key), file, settings)
@@ -125,12 +128,13 @@ def ingest(store: VideoStore, settings: IngestSettings, add: Callable[[str], Non
         if look.full or opened >= settings.files_per_tick or time.monotonic() > until:
             continue
         opened += 1
-        ledger.files[file.key] = entry.with_(tries=entry.tries + 1, reason=DIED)
-        _write(store, ledger)
-        ledger.files[file.key] = _taken_in(store, file, ledger.files[file.key], settings, add, look)
+        store.write_note(OPENED, file.key.encode())
+        ledger.files[file.key] = _taken_in(store, file, entry.with_(tries=entry.tries + 1), settings, add, look)
     _notice_deletions(ledger, str(place).rstrip("/") + "/", {file.key for file in files}, look)
-    if ledger != before:
+    if ledger.files != before:
         _write(store, ledger)
+    if opened:
+        store.write_note(OPENED, b"")
     look.waiting = [key for key, entry in ledger.files.items() if entry.state == "waiting"]
     look.quarantined = [key for key, entry in ledger.files.items() if entry.state == "quarantine"]
     return look
@@ -195,6 +199,17 @@ def _seen(entry: Entry | None, file: _File, settings: IngestSettings) -> tuple[E
             return entry.with_(state="quarantine"), False
         return entry, entry.state == "waiting" and (settings.ready == "settled" or file.marked)
     return fresh, settings.ready == "marker" and file.marked
+
+
+def _count_death(store: VideoStore, ledger: Ledger) -> None:
+    """Counts a try for the file that was open when an earlier process ended: a file that kills decoders ends in quarantine too."""
+    key = (store.note(OPENED) or b"").decode()
+    entry = ledger.files.get(key)
+    if entry is not None and entry.state == "waiting":
+        ledger.files[key] = entry.with_(tries=entry.tries + 1, reason=DIED)
+        _write(store, ledger)
+    if key:
+        store.write_note(OPENED, b"")
 
 
 def _taken_in(store: VideoStore, file: _File, entry: Entry, settings: IngestSettings, add: Callable[[str], None], look: Look) -> Entry:

@@ -1,4 +1,4 @@
-"""What runs by itself on a store: settings of the sensors and schedules, from `operations.yaml` at its root. Nothing here changes a result."""
+"""What runs by itself on a store: settings of sensors and schedules, in `operations.yaml` at its root. Nothing here changes a result."""
 
 from __future__ import annotations
 
