@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from vipe_dag.store import VideoStore
 
 INGEST_SENSOR = "ingest"
-SECONDS_BETWEEN_TICKS = 30
 
 
 def build_ingest_sensor(store: Callable[[], VideoStore], settings: Callable[[], IngestSettings]) -> dg.SensorDefinition:
@@ -24,7 +23,7 @@ def build_ingest_sensor(store: Callable[[], VideoStore], settings: Callable[[], 
 
     @dg.sensor(
         name=INGEST_SENSOR,
-        minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
+        minimum_interval_seconds=settings().every_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING if settings().location else dg.DefaultSensorStatus.STOPPED,
         description="Makes a partition of every video that appears in the watched location.",
     )

@@ -10,7 +10,7 @@ from assets_defs.partitions import VIDEOS
 from resources.video_store import VideoStoreResource
 from vipe_dag.graph import STAGES
 from vipe_dag.ingest import retry
-from vipe_dag.operations import MaintenanceSettings, load_operations
+from vipe_dag.operations import MaintenanceSettings, collect_garbage, load_operations
 
 RECONCILE_JOB = "reconcile"
 MAINTENANCE_JOB = "maintenance"
@@ -32,8 +32,7 @@ def book_from_store(context: dg.OpExecutionContext, video_store: VideoStoreResou
 def remove_old_results(context: dg.OpExecutionContext, video_store: VideoStoreResource) -> None:
     """Removes results that were replaced longer ago than the retention, and what crashed writers left."""
     store = video_store.open()
-    settings = load_operations(store.root).maintenance
-    removed = store.collect(timedelta(days=settings.retention_days), settings.keep) + store.sweep(LITTER_AGE)
+    removed = collect_garbage(store.root) + store.sweep(LITTER_AGE)
     for piece in removed:
         context.log.info("removed %s, %d bytes", piece.key, piece.bytes)
     context.add_output_metadata({"removed": len(removed), "bytes": sum(piece.bytes for piece in removed)})

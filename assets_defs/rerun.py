@@ -1,7 +1,7 @@
 """The sensor that asks for runs: whatever is stored and is not what the configuration asks for, stage by stage.
 
-It keeps nothing between ticks that it needs. What is stored is in Dagster's book, what is wanted in configuration and source records, what was
-tried in the runs themselves; so a lost cursor, a daemon that was away and a crash in the middle of a tick change nothing.
+It keeps nothing between ticks that it needs. What is stored is in Dagster's book, what is wanted in configuration and source records,
+what was tried in the runs themselves; so a lost cursor, a daemon that was away and a crash in the middle of a tick change nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ REDO_PRIORITY = "-10"
 STORE_SECONDS = 20.0
 """Of a tick, spent looking into the store; the next tick goes on."""
 QUERY_VALUES = 100
-SECONDS_BETWEEN_TICKS = 30
 
 
 @dataclass
@@ -206,7 +205,7 @@ def build_rerun_sensor(
     @dg.sensor(
         name=RERUN_SENSOR,
         job=job,
-        minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
+        minimum_interval_seconds=settings().every_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING if settings().enabled else dg.DefaultSensorStatus.STOPPED,
         description="Requests exactly the stages whose stored result is not what the configuration asks for.",
     )

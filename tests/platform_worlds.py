@@ -104,4 +104,4 @@ def clip_in(folder: Path, name: str = "slide.mp4", seed: int = 0, frames: int = 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out what takes most of such a short run: pictures, and waiting for the disk."""
     monkeypatch.setattr("assets_defs.assets.materialization_metadata", lambda *_: {})
-    monkeypatch.setattr("vipe_dag.store.backend._fsync", lambda _: None)
+    monkeypatch.setattr("os.fsync", lambda _: None)

@@ -210,7 +210,7 @@ def test_a_thousand_files_at_once_are_each_taken_in_once_and_in_order(
 
     monkeypatch.setattr("vipe_dag.registration.read_source", read)
     monkeypatch.setattr("vipe_dag.registration.require_frames", lambda _: None)
-    monkeypatch.setattr("vipe_dag.store.backend._fsync", lambda _: None)
+    monkeypatch.setattr("os.fsync", lambda _: None)
     place.operate(ingest={"location": str(inbox), "files_per_tick": 400})
     for number in range(1000):
         (inbox / f"v{number}.mp4").write_bytes(b"x")

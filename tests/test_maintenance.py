@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from assets_defs.definitions import build_definitions
 from assets_defs.instance import GONE, adopt, stored_versions
 from assets_defs.maintenance import MAINTENANCE_JOB, RECONCILE_JOB, prune
 from platform_worlds import ALL, World, clip_in, world
+from vipe_dag import cli
 from vipe_dag.config import PipelineConfig, load_config
 from vipe_dag.errors import StoreError
 from vipe_dag.operations import MaintenanceSettings
@@ -147,6 +149,17 @@ def test_the_maintenance_job_follows_the_settings_of_the_store(history: VideoSto
     job = build_definitions(root=str(place.root)).resolve_job_def(MAINTENANCE_JOB)
     assert job.execute_in_process(instance=place.instance).success
     assert kept(history) == [fingerprint(history, SETTINGS[-1])]
+
+
+def test_the_command_line_says_what_would_go_and_removes_it(history: VideoStore, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["gc", "--store", history.root, "--retention-days", "0", "--keep", "2"]
+    assert cli.main([*arguments, "--dry-run"]) == 0
+    assert "would remove 1 results" in capfd.readouterr().out
+    assert len(kept(history)) == 3
+    assert cli.main([*arguments, "--json"]) == 0
+    assert len(json.loads(capfd.readouterr().out)["removed"]) == 1
+    assert len(kept(history)) == 2
+    assert cli.main([*arguments, "--keep", "-1"]) == 2
 
 
 def test_schedules_run_at_night_where_the_store_says_so(place: World) -> None:

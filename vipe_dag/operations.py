@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -10,6 +11,9 @@ from vipe_dag.config_words import did_you_mean
 from vipe_dag.errors import ConfigError
 from vipe_dag.placement import is_local, local_path
 from vipe_dag.strict_yaml import parse
+
+if TYPE_CHECKING:
+    from vipe_dag.store import Swept
 
 OPERATIONS_FILE = "operations.yaml"
 
@@ -22,6 +26,7 @@ class RerunSettings(_Settings):
     """Computing what the configuration asks for and the store lacks."""
 
     enabled: bool = Field(False, description="Start the sensor together with Dagster; otherwise it is started in the UI.")
+    every_seconds: int = Field(30, ge=1, le=86_400, description="Time between two looks at all videos.")
     queue: int = Field(200, ge=1, le=10_000, description="Most runs that wait or go on at once; a tick requests no more than are missing.")
     attempts: int = Field(3, ge=1, le=100, description="Runs that may fail before a video is left alone until its wanted result changes.")
     approval_above: int = Field(
@@ -37,6 +42,7 @@ class IngestSettings(_Settings):
     ready: Literal["settled", "marker"] = Field(
         "settled", description="`settled`: size and etag the same in two ticks; `marker`: `NAME.done` lies beside the file."
     )
+    every_seconds: int = Field(30, ge=1, le=86_400, description="Time between two looks at the location.")
     files_per_tick: int = Field(50, ge=1, le=10_000, description="Most files opened in one tick.")
     attempts: int = Field(3, ge=1, le=100, description="Ticks in which a file may fail to open before it is put in quarantine.")
 
@@ -74,6 +80,19 @@ def load_operations(root: str) -> Operations:
         if detail["type"] == "extra_forbidden":
             raise ConfigError(f"{where}: there is no setting {name}{did_you_mean(name, setting_names())}") from error
         raise ConfigError(f"{where}: {name}: {detail['msg']}, found {detail['input']!r}") from error
+
+
+def collect_garbage(root: str, retention_days: float | None = None, keep: int | None = None, dry_run: bool = False) -> list[Swept]:
+    """Removes results as the settings of the store say, or the values given; see VideoStore.collect. Raises ConfigError, StoreError."""
+    from vipe_dag.store import VideoStore
+
+    settings = load_operations(root).maintenance
+    given = {"retention_days": retention_days, "keep": keep}
+    for name, value in given.items():
+        if value is not None and value < 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected 0 or more")
+    chosen = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+    return VideoStore(root).collect(timedelta(days=chosen.retention_days), chosen.keep, dry_run=dry_run)
 
 
 def setting_names() -> tuple[str, ...]:

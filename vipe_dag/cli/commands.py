@@ -210,6 +210,29 @@ def demo(
         raise typer.Exit(1)
 
 
+@app.command()
+def gc(
+    store: Store,
+    retention_days: Annotated[
+        float | None, typer.Option(metavar="D", help="Keep what was replaced within so many days; else as operations.yaml says.")
+    ] = None,
+    keep: Annotated[int | None, typer.Option(metavar="N", help="Newest results of each asset to keep.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove results that are not current and were replaced long ago. Going back to them would compute them again."""
+    from vipe_dag.operations import collect_garbage
+
+    removed = collect_garbage(store, retention_days, keep, dry_run)
+    megabytes = sum(piece.bytes for piece in removed) / 1e6
+    screen = console(sys.stderr if as_json else sys.stdout)
+    for piece in removed:
+        screen.print(f"{piece.bytes / 1e6:10.1f} MB  {piece.key}")
+    screen.print(f"{'would remove' if dry_run else 'removed'} {len(removed)} results, {megabytes:.1f} MB")
+    if as_json:
+        _print_json({"store": store, "dry_run": dry_run, "removed": [{"key": piece.key, "bytes": piece.bytes} for piece in removed]})
+
+
 @export.command()
 def tum(
     video_id: VideoId,
