@@ -21,7 +21,7 @@ from vipe_dag.config import PipelineConfig, load_config
 from vipe_dag.pipeline import run_video, states
 from vipe_dag.placement import CONFIG_VARIABLE, HOME_VARIABLE, ROOT_VARIABLE
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 QUIET_SECONDS = 3.0
 """Several ticks: what would be requested too often shows."""
 HOME = "telemetry: {enabled: false}\nconcurrency: {runs: {max_concurrent_runs: 1}}\n"

@@ -149,6 +149,23 @@ def run_sources(root: str, sources: Sequence[str], request: Request, display: Di
                 yield _shown(display, _run_source(store, book, uri, request, display))
 
 
+def run_videos(root: str, video_ids: Sequence[str], request: Request, display: Display | None = None) -> Iterator[VideoResult]:
+    """Takes videos that the store has to `request.until`, all that were not superseded when none is named; one that fails does not stop
+    the next. Sources are not looked at unless frames have to be decoded.
+    """
+    from vipe_dag.ingest import read_ledger
+    from vipe_dag.store import VideoStore
+
+    display = display or Silent()
+    store = VideoStore(root)
+    superseded = read_ledger(store).superseded
+    with ExitStack() as stack:
+        book = _Book(root, display, stack)
+        for video_id in video_ids or [name for name in store.videos() if name not in superseded]:
+            display.source_started(video_id)
+            yield _shown(display, _run_video(store, book, video_id, request, display))
+
+
 def prepare_book(root: str) -> int:
     """Opens Dagster's book of a store for the UI, enters what it lacks, closes runs whose process died; returns the number of videos."""
     from assets_defs.instance import adopt, close_lost_runs, open_instance
@@ -168,7 +185,11 @@ def _run_source(store: VideoStore, book: _Book, uri: str, request: Request, disp
             store.register(record)
     except VipeDagError as error:
         return VideoResult(uri, None, "failed", time.perf_counter() - started, error=str(error))
-    video_id = record.video_id
+    return _bring_up(store, book, uri, record.video_id, request, display, started)
+
+
+def _bring_up(store: VideoStore, book: _Book, uri: str, video_id: str, request: Request, display: Display, started: float) -> VideoResult:
+    """Takes a registered video to `request.until`, unless it is there."""
     reports = current_reports(store, video_id, request.config, request.until)
     if reports is not None:
         return VideoResult(uri, video_id, "current", time.perf_counter() - started, reports)
@@ -181,6 +202,15 @@ def _run_source(store: VideoStore, book: _Book, uri: str, request: Request, disp
     if failure is not None:
         return VideoResult(uri, video_id, "failed", seconds, reports, failure.sentence(video_id), failure.trace)
     return VideoResult(uri, video_id, "computed", seconds, reports)
+
+
+def _run_video(store: VideoStore, book: _Book, video_id: str, request: Request, display: Display) -> VideoResult:
+    started = time.perf_counter()
+    try:
+        uri = store.source(video_id).uri
+        return _bring_up(store, book, uri, video_id, request, display, started)
+    except VipeDagError as error:
+        return VideoResult(video_id, video_id, "failed", time.perf_counter() - started, error=str(error))
 
 
 def _is_registered(store: VideoStore, record: SourceRecord) -> bool:
