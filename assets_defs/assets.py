@@ -1,16 +1,23 @@
 """One asset per stage. A step checks its configuration, makes one call, and returns version, metadata and checks."""
 
+from collections.abc import Mapping
+
 import dagster as dg
 
+from assets_defs.automation import rerun_on_change
 from assets_defs.checks import check_results, check_specs
+from assets_defs.instance import process_tags
 from assets_defs.metadata import materialization_metadata
 from assets_defs.partitions import video_partitions
 from resources.listener import StageListener
 from resources.video_store import VideoStoreResource
 from vipe_dag.config import PipelineConfig
 from vipe_dag.graph import STAGES, Stage, code_version, config_digest
+from vipe_dag.stale import request_digest
 
 CONFIG_TAG = "vipe_dag/config"
+REQUEST_TAG = "vipe_dag/request"
+"""What a sensor asked for: vipe_dag.stale.request_digest of the video and the fingerprints that it wanted."""
 GROUP = "video"
 
 DESCRIPTIONS = {
@@ -37,15 +44,18 @@ def _asset(stage: Stage, config: PipelineConfig) -> dg.AssetsDefinition:
         description=DESCRIPTIONS[stage.name],
         kinds={"zarr"},
         code_version=code_version(stage.name, config),
+        automation_condition=rerun_on_change(),
         check_specs=check_specs(stage.name),
     )
     def compute(
         context: dg.AssetExecutionContext, video_store: VideoStoreResource, listener: dg.ResourceParam[StageListener]
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster looks for the bare class
-        from vipe_dag.pipeline import run_stage
+        from vipe_dag.pipeline import run_stage, wanted
 
+        context.instance.add_run_tags(context.run.run_id, process_tags())
         refuse_other_config(context.run.tags.get(CONFIG_TAG), config)
         store, video_id = video_store.open(), context.partition_key
+        refuse_other_request(context.run.tags.get(REQUEST_TAG), video_id, wanted(store, video_id, config))
         listener.started(context.log, video_id, stage.name)
         report = run_stage(
             store,
@@ -72,5 +82,15 @@ def refuse_other_config(requested: str | None, config: PipelineConfig) -> None:
         raise dg.Failure(
             f"this run was requested for configuration {requested}, but the definitions were loaded with {loaded}: "
             "reload the code location and launch the run again",
+            allow_retries=False,
+        )
+
+
+def refuse_other_request(requested: str | None, video_id: str, wanted: Mapping[str, str]) -> None:
+    """Raises dagster.Failure when this process would compute another result than the one that was requested."""
+    if requested is not None and requested != request_digest(video_id, wanted):
+        raise dg.Failure(
+            f"{video_id}: this run was requested for another source, configuration or version of vipe-dag than this process has: "
+            "reload the code location; the next tick of the sensor requests what is wanted now",
             allow_retries=False,
         )

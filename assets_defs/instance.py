@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import psutil
 
+from assets_defs.checks import check_results
 from assets_defs.partitions import VIDEOS
+from vipe_dag.checks import Check
 from vipe_dag.graph import STAGES
 
 if TYPE_CHECKING:
     from vipe_dag.store import VideoStore
+    from vipe_dag.store.pointer import Pointer
 
 PROCESS_TAG = "vipe_dag/process"
 DATA_VERSION_TAG = "dagster/data_version"
+GONE = "gone"
+"""In place of a fingerprint: the book had a result that the store has no longer."""
+UNFINISHED = (
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
 HOME_CONFIG = """\
 # Written once by vipe-dag; yours to change.
 telemetry:
@@ -55,30 +67,56 @@ def add_videos(instance: dg.DagsterInstance, video_ids: Iterable[str]) -> None:
 
 
 def adopt(instance: dg.DagsterInstance, store: VideoStore) -> int:
-    """Enters into the book what the store has and the book lacks: videos, and assets computed elsewhere. Returns the number of videos.
+    """Makes the book say what the store has: videos, results computed or made current elsewhere, results that are gone.
 
-    So a store that was copied here, or filled by plain Python, looks in the UI as it is.
+    So a store that was copied here, filled by plain Python, or tidied by hand looks in the UI as it is. Returns the number of videos.
     """
     video_ids = store.videos()
     add_videos(instance, video_ids)
     for stage in STAGES:
-        key = dg.AssetKey(stage.name)
-        entered = instance.get_materialized_partitions(key)
+        entered = stored_versions(instance, stage.name)
         for video_id in video_ids:
-            pointer = store.current(video_id, stage.name)
-            if pointer is not None and video_id not in entered:
-                instance.report_runless_asset_event(
-                    dg.AssetMaterialization(
-                        key,
-                        partition=video_id,
-                        tags={DATA_VERSION_TAG: pointer.fingerprint},
-                        metadata={
-                            "fingerprint": pointer.fingerprint,
-                            "store_path": dg.MetadataValue.path(store.path(video_id, stage.name)),
-                        },
-                    )
-                )
+            pointer, version = store.current(video_id, stage.name), entered.get(video_id)
+            if pointer is not None and version != pointer.fingerprint:
+                enter(instance, store, pointer, "found in the store")
+            elif pointer is None and version not in (None, GONE):
+                instance.report_runless_asset_event(_materialization(stage.name, video_id, GONE, {"status": "gone from the store"}))
     return len(video_ids)
+
+
+def enter(instance: dg.DagsterInstance, store: VideoStore, pointer: Pointer, status: str) -> None:
+    """Enters a result that no run of this instance computed: where it is, and the checks that were kept with it."""
+    where = dg.MetadataValue.path(store.path(pointer.video_id, pointer.asset))
+    metadata = {"status": status, "fingerprint": pointer.fingerprint, "store_path": where}
+    instance.report_runless_asset_event(_materialization(pointer.asset, pointer.video_id, pointer.fingerprint, metadata))
+    for result in check_results(pointer.asset, [Check.from_json(check) for check in pointer.checks]):
+        instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=dg.AssetKey(pointer.asset),
+                check_name=result.check_name or "",
+                passed=result.passed,
+                metadata=result.metadata,
+                severity=result.severity,
+                description=result.description,
+            )
+        )
+
+
+def stored_versions(instance: dg.DagsterInstance, stage: str) -> dict[str, str]:
+    """Per video the fingerprint of the latest materialization, by one query. The only call of Dagster's that is not public."""
+    tags = instance.event_log_storage.get_latest_tags_by_partition(
+        dg.AssetKey(stage), dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+    )
+    return {video_id: found[DATA_VERSION_TAG] for video_id, found in tags.items()}
+
+
+def unfinished_runs(instance: dg.DagsterInstance) -> Sequence[dg.DagsterRun]:
+    """Runs that wait or go on."""
+    return instance.get_runs(filters=dg.RunsFilter(statuses=list(UNFINISHED)))
+
+
+def _materialization(stage: str, video_id: str, version: str, metadata: Mapping[str, Any]) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(dg.AssetKey(stage), partition=video_id, tags={DATA_VERSION_TAG: version}, metadata=metadata)
 
 
 def process_tags() -> dict[str, str]:

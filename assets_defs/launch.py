@@ -9,7 +9,7 @@ import dagster as dg
 from assets_defs.assets import CONFIG_TAG
 from assets_defs.definitions import build_definitions
 from assets_defs.instance import process_tags
-from assets_defs.jobs import PIPELINE_JOB
+from assets_defs.jobs import PIPELINE_JOB, checks_of
 from resources.listener import StageListener
 from vipe_dag.config import PipelineConfig
 from vipe_dag.errors import VipeDagError
@@ -50,10 +50,13 @@ def materialize_video(
     told to the listener, in the report of its stage, not returned. Raises KeyboardInterrupt when the process was asked to end.
     """
     job = build_definitions(root=root, config=config, listener=listener).resolve_job_def(PIPELINE_JOB)
-    result = job.execute_in_process(
+    stages = upstream(until)
+    chosen = job.get_subset(
+        asset_selection=frozenset(dg.AssetKey(name) for name in stages), asset_check_selection=frozenset(checks_of(stages))
+    )
+    result = chosen.execute_in_process(
         instance=instance,
         partition_key=video_id,
-        asset_selection=[dg.AssetKey(name) for name in upstream(until)],
         tags={CONFIG_TAG: config_digest(config), **process_tags()},
         run_config=QUIET if quiet else None,
         raise_on_error=False,

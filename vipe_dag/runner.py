@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vipe_dag.checks import failed_blocking
@@ -19,6 +18,7 @@ from vipe_dag.errors import ConfigError, StoreError, VipeDagError
 from vipe_dag.graph import STAGES
 from vipe_dag.pipeline import StageReport, current_reports, failure_sentence
 from vipe_dag.placement import dagster_home
+from vipe_dag.registration import read_source, require_frames
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -149,6 +149,23 @@ def run_sources(root: str, sources: Sequence[str], request: Request, display: Di
                 yield _shown(display, _run_source(store, book, uri, request, display))
 
 
+def run_videos(root: str, video_ids: Sequence[str], request: Request, display: Display | None = None) -> Iterator[VideoResult]:
+    """Takes videos that the store has to `request.until`, all that were not superseded when none is named; one that fails does not stop
+    the next. Sources are not looked at unless frames have to be decoded.
+    """
+    from vipe_dag.ingest import read_ledger
+    from vipe_dag.store import VideoStore
+
+    display = display or Silent()
+    store = VideoStore(root)
+    superseded = read_ledger(store).superseded
+    with ExitStack() as stack:
+        book = _Book(root, display, stack)
+        for video_id in video_ids or [name for name in store.videos() if name not in superseded]:
+            display.source_started(video_id)
+            yield _shown(display, _run_video(store, book, video_id, request, display))
+
+
 def prepare_book(root: str) -> int:
     """Opens Dagster's book of a store for the UI, enters what it lacks, closes runs whose process died; returns the number of videos."""
     from assets_defs.instance import adopt, close_lost_runs, open_instance
@@ -162,13 +179,17 @@ def prepare_book(root: str) -> int:
 def _run_source(store: VideoStore, book: _Book, uri: str, request: Request, display: Display) -> VideoResult:
     started = time.perf_counter()
     try:
-        record = _record(uri, request)
+        record = read_source(uri, request.clip, request.intrinsics, request.video_id)
         if not _is_registered(store, record):
-            _require_frames(record)
+            require_frames(record)
             store.register(record)
     except VipeDagError as error:
         return VideoResult(uri, None, "failed", time.perf_counter() - started, error=str(error))
-    video_id = record.video_id
+    return _bring_up(store, book, uri, record.video_id, request, display, started)
+
+
+def _bring_up(store: VideoStore, book: _Book, uri: str, video_id: str, request: Request, display: Display, started: float) -> VideoResult:
+    """Takes a registered video to `request.until`, unless it is there."""
     reports = current_reports(store, video_id, request.config, request.until)
     if reports is not None:
         return VideoResult(uri, video_id, "current", time.perf_counter() - started, reports)
@@ -183,24 +204,13 @@ def _run_source(store: VideoStore, book: _Book, uri: str, request: Request, disp
     return VideoResult(uri, video_id, "computed", seconds, reports)
 
 
-def _record(uri: str, request: Request) -> SourceRecord:
-    """Reads headers, sidecar and content digest of a source."""
-    from vipe_dag.calibration import find_sidecar, load_calibration
-    from vipe_dag.video import WHOLE, SourceRecord, open_source
-
-    source = open_source(uri)
-    info = source.probe()
-    sidecar = request.intrinsics or find_sidecar(uri)
-    given = load_calibration(sidecar, info) if sidecar is not None else None
-    return SourceRecord.of(source, request.clip or WHOLE, given, request.video_id)
-
-
-def _require_frames(record: SourceRecord) -> None:
-    """Decodes the first two frames of the clip, so that a source without them leaves nothing in the store. Raises SourceError."""
-    from vipe_dag.video import open_source
-
-    for _ in islice(open_source(record.uri).iterate(record.clip, pixels=False), 2):
-        pass
+def _run_video(store: VideoStore, book: _Book, video_id: str, request: Request, display: Display) -> VideoResult:
+    started = time.perf_counter()
+    try:
+        uri = store.source(video_id).uri
+        return _bring_up(store, book, uri, video_id, request, display, started)
+    except VipeDagError as error:
+        return VideoResult(video_id, video_id, "failed", time.perf_counter() - started, error=str(error))
 
 
 def _is_registered(store: VideoStore, record: SourceRecord) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,8 @@ from vipe_dag.cli.imports import imports
 from vipe_dag.cli.terminal import RunDisplay, console
 from vipe_dag.config_words import did_you_mean
 from vipe_dag.graph import STAGES
-from vipe_dag.placement import configuration
+from vipe_dag.placement import ROOT_VARIABLE, configuration
+from vipe_dag.runner import VideoResult
 
 app = typer.Typer(
     name="vipe-dag",
@@ -66,13 +68,24 @@ def run(
     from vipe_dag.video import Clip
 
     request = Request(configuration(store, preset, overrides), until, video_id, Clip(start, end, stride), intrinsics, log=debug)
-    with RunDisplay(console(sys.stderr if as_json else sys.stdout), keep_output=debug) as display:
-        results = list(run_sources(store, sources, request, display))
-    failed = sum(result.status == "failed" for result in results)
-    if as_json:
-        _print_json({"store": store, "videos": [result.to_json() for result in results], "failed": failed})
-    if failed:
-        raise typer.Exit(1)
+    _run_and_print(store, lambda display: run_sources(store, sources, request, display), as_json, debug)
+
+
+@app.command()
+def backfill(
+    store: Store,
+    videos: Annotated[list[str] | None, typer.Argument(metavar="VIDEO_ID", help="Default: every video of the store.")] = None,
+    preset: Preset = None,
+    overrides: Overrides = [],  # noqa: B006  typer copies it
+    until: Annotated[str, typer.Option(parser=_asset, metavar="ASSET", help="The last asset to make.")] = STAGES[-1].name,
+    as_json: AsJson = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show Dagster's log and tracebacks.")] = False,
+) -> None:
+    """Bring videos that the store has to what the configuration asks for, computing only the stages that are behind."""
+    from vipe_dag.runner import Request, run_videos
+
+    request = Request(configuration(store, preset, overrides), until, log=debug)
+    _run_and_print(store, lambda display: run_videos(store, videos or [], request, display), as_json, debug)
 
 
 @app.command()
@@ -237,6 +250,40 @@ def demo(
     page = the_demo.write_page(out / f"{scene}.html", store, result.video_id, paths.truth_dir, summary, found)
     typer.echo(page.resolve())
     if any(target.met is False for target in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    store: Store,
+    retention_days: Annotated[
+        float | None, typer.Option(metavar="D", help="Keep what was replaced within so many days; else as operations.yaml says.")
+    ] = None,
+    keep: Annotated[int | None, typer.Option(metavar="N", help="Newest results of each asset to keep.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove results that are not current and were replaced long ago. Going back to them would compute them again."""
+    from vipe_dag.operations import collect_garbage
+
+    removed = collect_garbage(store, retention_days, keep, dry_run)
+    megabytes = sum(piece.bytes for piece in removed) / 1e6
+    screen = console(sys.stderr if as_json else sys.stdout)
+    for piece in removed:
+        screen.print(f"{piece.bytes / 1e6:10.1f} MB  {piece.key}")
+    screen.print(f"{'would remove' if dry_run else 'removed'} {len(removed)} results, {megabytes:.1f} MB")
+    if as_json:
+        _print_json({"store": store, "dry_run": dry_run, "removed": [{"key": piece.key, "bytes": piece.bytes} for piece in removed]})
+
+
+def _run_and_print(store: str, run: Callable[[RunDisplay], Iterable[VideoResult]], as_json: bool, debug: bool) -> None:
+    """Shows a run while it goes on. Exits with 1 when a video failed."""
+    with RunDisplay(console(sys.stderr if as_json else sys.stdout), keep_output=debug) as display:
+        results = list(run(display))
+    failed = sum(result.status == "failed" for result in results)
+    if as_json:
+        _print_json({"store": store, "videos": [result.to_json() for result in results], "failed": failed})
+    if failed:
         raise typer.Exit(1)
 
 

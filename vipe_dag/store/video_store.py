@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -41,7 +41,7 @@ SHARD_CHUNKS: Mapping[str, int] = {"frame": SHARD_FRAMES}
 
 @dataclass(frozen=True)
 class Swept:
-    """One piece of litter that `VideoStore.sweep` removed: its key below the root, and bytes."""
+    """What `VideoStore.sweep` or `collect` removed: its key below the root, and bytes."""
 
     key: str
     bytes: int
@@ -85,11 +85,32 @@ class VideoStore:
         content = self._read(key)
         if content is None:
             raise self._no_such_video(video_id)
+        return self._parsed_source(key, content)
+
+    def sources(self, video_ids: Sequence[str]) -> dict[str, SourceRecord]:
+        """The registered sources of those videos that have one, read at once. Raises StoreError for a record that is not readable."""
+        keys = {f"{valid_video_id(video_id)}/{SOURCE}": video_id for video_id in video_ids}
+        with storage_errors(self.root):
+            found = self._backend.read_many(list(keys))
+        return {keys[key]: self._parsed_source(key, content) for key, content in found.items()}
+
+    def _parsed_source(self, key: str, content: bytes) -> SourceRecord:
         try:
             return SourceRecord.model_validate_json(content)
         except (ValidationError, VipeDagError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise StoreError(f"{self._backend.url(key)}: not a readable source record ({reason}); run the video again") from error
+
+    # Notes beside the videos
+
+    def note(self, name: str) -> bytes | None:
+        """The content of `<root>/_NAME`, a small document about the whole store; None when there is none."""
+        return self._read(f"_{name}")
+
+    def write_note(self, name: str, content: bytes) -> None:
+        """Replaces `<root>/_NAME` in one step."""
+        with storage_errors(self.root):
+            self._backend.update(f"_{name}", lambda _: content)
 
     # Generations and pointers
 
@@ -238,6 +259,15 @@ class VideoStore:
             for asset in ASSETS:
                 removed += self._sweep_asset(video_id, asset, limit)
         return removed
+
+    def collect(self, older_than: timedelta, keep: int = 2, *, now: datetime | None = None, dry_run: bool = False) -> list[Swept]:
+        """Removes complete generations that are not current, but for the `keep` newest of each asset; dry_run only says which.
+
+        What goes is older than that, and so is the last move of its pointer: a result stays that long after another one replaced it.
+        """
+        from vipe_dag.store.garbage import collect
+
+        return collect(self, self._backend, (now or datetime.now(UTC)) - older_than, keep, dry_run)
 
     def _sweep_asset(self, video_id: str, asset: str, limit: float) -> list[Swept]:
         key, named = asset_key(video_id, asset), None

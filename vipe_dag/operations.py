@@ -1,0 +1,116 @@
+"""What runs by itself on a store: settings of sensors and schedules, in `operations.yaml` at its root. Nothing here changes a result."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vipe_dag.config_words import did_you_mean
+from vipe_dag.errors import ConfigError
+from vipe_dag.placement import is_local, local_path
+from vipe_dag.strict_yaml import parse
+
+if TYPE_CHECKING:
+    from vipe_dag.store import Swept
+
+OPERATIONS_FILE = "operations.yaml"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RerunSettings(_Settings):
+    """Computing what the configuration asks for and the store lacks."""
+
+    enabled: bool = Field(False, description="Start the sensor together with Dagster; otherwise it is started in the UI.")
+    every_seconds: int = Field(30, ge=1, le=86_400, description="Time between two looks at all videos.")
+    queue: int = Field(200, ge=1, le=10_000, description="Most runs that wait or go on at once; a tick requests no more than are missing.")
+    attempts: int = Field(3, ge=1, le=100, description="Runs that may fail before a video is left alone until its wanted result changes.")
+    approval_above: int = Field(
+        100, ge=0, description="A change that computes results of more videos than this anew waits until `approved` names it."
+    )
+    approved: str | None = Field(None, description="The change that may be computed whatever it costs; the sensor says what to write here.")
+
+
+class IngestSettings(_Settings):
+    """Taking in videos that appear somewhere."""
+
+    location: str | None = Field(None, description="Folder or fsspec URL that is watched, with all folders below; null watches nothing.")
+    ready: Literal["settled", "marker"] = Field(
+        "settled", description="`settled`: size and etag the same in two ticks; `marker`: `NAME.done` lies beside the file."
+    )
+    every_seconds: int = Field(30, ge=1, le=86_400, description="Time between two looks at the location.")
+    files_per_tick: int = Field(50, ge=1, le=10_000, description="Most files opened in one tick.")
+    attempts: int = Field(3, ge=1, le=100, description="Ticks in which a file may fail to open before it is put in quarantine.")
+
+
+class MaintenanceSettings(_Settings):
+    """Nightly upkeep."""
+
+    enabled: bool = Field(False, description="Start the schedules together with Dagster; otherwise they are started in the UI.")
+    retention_days: float = Field(14.0, ge=0, description="Results that are not current are kept at least this long.")
+    keep: int = Field(2, ge=0, le=1000, description="Newest results of each asset that are always kept.")
+    runs_days: float = Field(90.0, ge=0, description="Runs that ended longer ago are removed from the book, with their events.")
+
+
+class Operations(_Settings):
+    """Everything that `operations.yaml` may say."""
+
+    rerun: RerunSettings = RerunSettings()
+    ingest: IngestSettings = IngestSettings()
+    maintenance: MaintenanceSettings = MaintenanceSettings()
+
+
+def load_operations(root: str) -> Operations:
+    """The settings of a store; defaults where its file is absent or silent. Raises ConfigError that names file, field and fact."""
+    text, where = _text(root)
+    if text is None:
+        return Operations()
+    values = parse(text, where) or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected sections {', '.join(Operations.model_fields)}, found {type(values).__name__}")
+    try:
+        return Operations.model_validate(values)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        name = ".".join(map(str, detail["loc"]))
+        if detail["type"] == "extra_forbidden":
+            raise ConfigError(f"{where}: there is no setting {name}{did_you_mean(name, setting_names())}") from error
+        raise ConfigError(f"{where}: {name}: {detail['msg']}, found {detail['input']!r}") from error
+
+
+def collect_garbage(root: str, retention_days: float | None = None, keep: int | None = None, dry_run: bool = False) -> list[Swept]:
+    """Removes results as the settings of the store say, or the values given; see VideoStore.collect. Raises ConfigError, StoreError."""
+    from vipe_dag.store import VideoStore
+
+    settings = load_operations(root).maintenance
+    given = {"retention_days": retention_days, "keep": keep}
+    for name, value in given.items():
+        if value is not None and value < 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected 0 or more")
+    chosen = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+    return VideoStore(root).collect(timedelta(days=chosen.retention_days), chosen.keep, dry_run=dry_run)
+
+
+def setting_names() -> tuple[str, ...]:
+    """Every setting as `section.field`."""
+    sections = ((name, type(getattr(Operations(), name))) for name in Operations.model_fields)
+    return tuple(f"{section}.{field}" for section, model in sections for field in model.model_fields)
+
+
+def _text(root: str) -> tuple[str | None, str]:
+    """Content of the file, None when there is none, and its path or URL."""
+    if is_local(root):
+        path = local_path(root) / OPERATIONS_FILE
+        return (path.read_text(encoding="utf-8") if path.is_file() else None), str(path)
+    import fsspec
+
+    url = f"{root.rstrip('/')}/{OPERATIONS_FILE}"
+    filesystem, path_in_store = fsspec.core.url_to_fs(url)
+    try:
+        return filesystem.cat_file(path_in_store).decode("utf-8"), url
+    except FileNotFoundError:
+        return None, url
