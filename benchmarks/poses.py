@@ -142,7 +142,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         clips = select(arguments)
     except ValueError as error:
-        errors.print(str(error), style="red", markup=False, highlight=False)
+        errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     with_peer = not arguments.no_peer
     if with_peer and find_spec("pycolmap") is None:
@@ -168,7 +168,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     problems = gate(outcomes, with_peer)
     for line in problems:
-        errors.print(line, style="red", markup=False, highlight=False)
+        errors.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
     return 1 if problems else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,20 +31,35 @@ class Finished:
         return lines[-1] if lines else f"exit code {self.code}"
 
 
+_LAUNCHER = """
+import os, sys
+with open(sys.argv[1], "w") as report:
+    child = os.fork()
+    if child == 0:
+        os.execvp(sys.argv[2], sys.argv[2:])
+    _, status, usage = os.wait4(child, 0)
+    report.write(f"{os.waitstatus_to_exitcode(status)} {usage.ru_maxrss}")
+"""
+"""Starts the command from a small process: on Linux a new process begins with the peak memory of the one that it was forked from."""
+
+
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Finished:
     """Run to the end. environment: variables added to those of this process."""
-    started = time.perf_counter()
     with tempfile.TemporaryFile("w+", errors="replace") as output, tempfile.TemporaryFile("w+", errors="replace") as errors:
-        process = subprocess.Popen(command, stdout=output, stderr=errors, env={**os.environ, **(environment or {})})
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - started
+        with tempfile.NamedTemporaryFile("r") as report:
+            launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, report.name, *command]
+            started = time.perf_counter()
+            process = subprocess.Popen(
+                launcher, stdout=output, stderr=errors, env={**os.environ, **(environment or {})}, start_new_session=True
+            )
+            try:
+                process.wait()
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise
+            seconds = time.perf_counter() - started
+            code, peak = report.read().split()
         output.seek(0)
         errors.seek(0)
-        peak = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-        return Finished(process.returncode, seconds, peak, output.read(), errors.read())
+        return Finished(int(code), seconds, int(peak) / (1e6 if sys.platform == "darwin" else 1e3), output.read(), errors.read())
