@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from benchmarks import metrics
 from benchmarks.estimates import Estimate
@@ -13,7 +15,7 @@ from benchmarks.metrics import Figures
 from benchmarks.sequences import Target, Truth
 from vipe_dag.calibration import Calibration
 from vipe_dag.errors import EstimationError
-from vipe_dag.evaluate import compare, focal_error_percent
+from vipe_dag.evaluate import Aligned, compare, focal_error_percent
 from vipe_dag.synthetic import lens
 
 Verdict = Literal["right", "flagged", "wrong", ""]
@@ -45,11 +47,11 @@ def score(estimate: Estimate, truth: Truth, peak_mb: float, still: bool = False)
     }
     if truth.time is not None and truth.cam2world is not None:
         try:
-            errors, _ = compare(estimate.time, estimate.cam2world, truth.time, truth.cam2world, segment=estimate.segment)
+            errors, aligned = compare(estimate.time, estimate.cam2world, truth.time, truth.cam2world, segment=estimate.segment)
         except EstimationError:
             pass
         else:
-            found |= {metrics.ROTATION: errors.rotation_mean_deg, metrics.RPE_ROTATION: errors.rpe_rotation_deg}
+            found |= {metrics.ROTATION: rotation_error(aligned), metrics.RPE_ROTATION: errors.rpe_rotation_deg}
             if not still and errors.ate_percent is not None:
                 found |= {metrics.ATE: errors.ate_rmse, metrics.ATE_PERCENT: errors.ate_percent, metrics.RPE: errors.rpe_translation}
     if truth.camera is not None and estimate.camera is not None:
@@ -58,6 +60,16 @@ def score(estimate: Estimate, truth: Truth, peak_mb: float, still: bool = False)
             metrics.DISTORTION: distortion_error(estimate.camera, truth.camera),
         }
     return found
+
+
+def rotation_error(aligned: Sequence[Aligned]) -> float:
+    """Mean angle in degrees between orientations after one rotation per segment, their chordal mean: on a straight path positions leave
+    the roll about it open, so that an alignment by positions would add an error of its own."""
+    angles = []
+    for segment in aligned:
+        off = Rotation.from_matrix(segment.reference[:, :3, :3] @ segment.estimate[:, :3, :3].transpose(0, 2, 1))
+        angles.append((off.mean().inv() * off).magnitude())
+    return float(np.degrees(np.concatenate(angles).mean()))
 
 
 def distortion_error(estimate: Calibration, truth: Calibration) -> float:

@@ -103,6 +103,15 @@ def test_only_rotations_are_scored_where_the_camera_stands_still() -> None:
     assert not {"ate", "ate_percent", "rpe"} & set(found)
 
 
+def test_the_rotation_error_ignores_the_roll_that_a_straight_path_leaves_open() -> None:
+    clip = synthetic.scene("straight", n_frames=12, width=64, height=36)
+    rng = np.random.default_rng(0)
+    noisy = clip.cam2world.copy()
+    noisy[:, :3, 3] += 1e-3 * rng.standard_normal((12, 3))
+    found = scores.score(estimate(noisy, clip.time, 12), Truth(clip.time, clip.cam2world, None), 1.0)
+    assert found["rotation"] == pytest.approx(0, abs=1e-5)
+
+
 def test_an_estimate_without_poses_has_a_share_of_zero_and_no_error() -> None:
     time, cam2world = walk()
     found = scores.score(estimate(np.zeros((0, 4, 4)), np.zeros(0), 12), Truth(time, cam2world, camera()), 1.0)
