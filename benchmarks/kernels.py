@@ -143,7 +143,7 @@ def _reconstruction(made: World) -> tuple[Any, list[list[int]]]:
         image = pycolmap.Image(name=str(k), keypoints=positions, camera_id=1, image_id=k + 1)
         pose = np.concatenate([state.rotation[k].numpy(), state.translation[k].numpy()[:, None]], 1)
         model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose))
-    ids = []
+    ids: list[list[int]] = []
     for i, places in enumerate(_points(problem, state)):
         ids.append([])
         for p, place in enumerate(places):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import engines, metrics, poses, processes, scores, sequences, tables
+from benchmarks import engines, kernels, metrics, poses, processes, scores, sequences, tables
 from benchmarks.estimates import Estimate
 from benchmarks.metrics import BY_NAME, regressions
 from benchmarks.scores import Outcome
@@ -204,9 +204,9 @@ def test_updating_the_baseline_keeps_what_was_not_measured(tmp_path: Path) -> No
     assert found["z"] == {"posed": 1.0}
 
 
-def test_the_committed_baseline_names_known_metrics_of_gated_kinds() -> None:
+def test_the_committed_baseline_names_known_sequences_and_gated_metrics() -> None:
     baseline = json.loads(poses.BASELINE.read_text())
-    assert {sequence.name for sequence in sequences.SYNTHETIC} <= set(baseline)
+    assert set(baseline) <= {sequence.name for sequence in (*sequences.SYNTHETIC, sequences.LONG)} | set(sequences.TARGETS)
     assert all(BY_NAME[name].gated for figures in baseline.values() for name in figures)
 
 
@@ -313,7 +313,10 @@ def test_our_engine_answers_a_tiny_sequence_in_a_process_of_its_own(tiny: tuple[
     assert found.verdict == "right"
 
 
-@pytest.mark.skipif(find_spec("pycolmap") is None, reason="the peer is not installed: pip install -e '.[bench]'")
+needs_peer = pytest.mark.skipif(find_spec("pycolmap") is None, reason="the peer is not installed: pip install -e '.[bench]'")
+
+
+@needs_peer
 def test_the_peer_answers_in_our_conventions(tmp_path: Path) -> None:
     options = {"n_frames": 6, "width": 320, "height": 240, "fps": 4.0}
     clip = Sequence("peer", scene="room", options=options)
@@ -325,3 +328,27 @@ def test_the_peer_answers_in_our_conventions(tmp_path: Path) -> None:
     found = scores.score(Estimate.load(tmp_path / "out.npz"), sequences.read_truth(folder), 1.0)
     assert found["posed"] == 1.0
     assert found["rotation"] < 2.0
+
+
+# -- kernels -------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made() -> kernels.World:
+    return kernels.world(keyframes=5, points=40, radius=2)
+
+
+def test_the_kernel_problem_starts_away_from_its_solution_and_ours_solves_it(made: kernels.World) -> None:
+    found = kernels.run_ours(made, 8)
+    truth = kernels.rms(made.problem, made.truth)
+    assert kernels.rms(made.problem, made.start) > 5 * truth
+    assert found.rms < truth
+    assert found.milliseconds > 0
+
+
+@needs_peer
+def test_ceres_starts_from_and_ends_at_the_same_problem(made: kernels.World) -> None:
+    model, ids = kernels._reconstruction(made)
+    assert kernels._rms_of(model, ids, made) == pytest.approx(kernels.rms(made.problem, made.start), rel=1e-6)
+    found = kernels.run_ceres(made, 12, threads=1)
+    assert found.rms < kernels.rms(made.problem, made.truth)
