@@ -8,7 +8,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 STORE ?= demo_out/store
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo test lint format types docs docs-check acknowledge ui clean
+.PHONY: help setup demo test bench lint format types docs docs-check acknowledge ui clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,6 +29,10 @@ demo: setup  ## render a clip, run the pipeline on it, compare with the truth
 
 test: setup  ## the tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+bench: setup  ## poses against COLMAP, one table; BENCH='--only NAME --gate' and the like are passed on
+	$(PIP) install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.poses $(BENCH)
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """The pipeline on real clips, as a user runs it: one command, one table of accuracy, time and memory, each figure beside its bound.
 
-    python benchmarks/clips.py --data DIR [--out DIR] [--case NAME]... [--json FILE]
+    python -m benchmarks.clips --data DIR [--out DIR] [--case NAME]... [--json FILE]
 
 DIR holds the clips named in CASES; each folder has rgb/, rgb.txt and, where there is one, groundtruth.txt in TUM format. Exits 1 when a
 bound is missed. Trajectories are compared by evo itself, after one similarity transform, apart from the code that they judge.
@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.processes import run
 
 PROGRAM = (sys.executable, "-m", "vipe_dag")
 MEMORY_BOUND_MB = 2000.0
@@ -91,23 +91,15 @@ def run_case(case: Case, data: Path, store: Path) -> Outcome:
     """Run the pipeline on a case in a process of its own and measure what it left in the store."""
     source = data / case.source
     command = [*PROGRAM, "run", str(source), "--store", str(store), *case.options, "--json"]
-    started = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=output, stderr=errors)
-        _, code, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(code)
-        seconds = time.perf_counter() - started
-        output.seek(0)
-        errors.seek(0)
-        lines, complaint = output.read().strip().splitlines(), errors.read().strip()
+    finished = run(command)
+    lines = finished.output.strip().splitlines()
     if not lines:
-        return Outcome(case.name, (), (), complaint.splitlines()[-1] if complaint else f"exit code {process.returncode}")
+        return Outcome(case.name, (), (), finished.problem or "no answer")
     video = json.loads(lines[-1])["videos"][0]
     flags = tuple(video["flags"])
     if video["status"] == "failed":
         return Outcome(case.name, (), flags, video["error"])
-    peak = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    measured = {"seconds": seconds, "peak_mb": peak, **measure(store, video["video_id"])}
+    measured = {"seconds": finished.seconds, "peak_mb": finished.peak_mb, **measure(store, video["video_id"])}
     if case.reference:
         measured |= trajectory_error(store, video["video_id"], source / "groundtruth.txt")
     missing = case.flags - set(flags)

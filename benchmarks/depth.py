@@ -1,6 +1,6 @@
 """Dense and aligned depth on an exact world with true cameras: error against the truth, and frames per second.
 
-    python benchmarks/depth.py [--scene NAME] [--frames N]
+    python -m benchmarks.depth [--scene NAME] [--frames N]
 
 True cameras keep the errors of pose estimation out of the figures. One median scale for the clip, as in the bounds of the demo.
 """

@@ -1,6 +1,6 @@
 """Peak memory of `vipe-dag run` for a short and a long clip of the same walk: it must not grow with the length of a video.
 
-    python benchmarks/memory.py [--frames N]... [--size WIDTH HEIGHT] [--out DIR] [--json FILE]
+    python -m benchmarks.memory [--frames N]... [--size WIDTH HEIGHT] [--out DIR] [--json FILE]
 
 Renders the clips, runs the pipeline on each in a process of its own, and prints seconds, the largest resident size of the process, and
 the largest of each stage. Exits 1 when a run needs 2 GB or more, or when two runs differ by more than 20 %.
@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from benchmarks.processes import run
 
 PROGRAM = (sys.executable, "-m", "vipe_dag")
 MEMORY_BOUND_MB = 2000.0
@@ -39,21 +38,15 @@ def measure(frames: int, width: int, height: int, folder: Path) -> Measured:
     from vipe_dag import synthetic
 
     clip = synthetic.write_mp4(synthetic.scene("room", frames, width, height, supersample=1), folder / f"room{frames}.mp4")
-    started = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen([*PROGRAM, "run", str(clip), "--store", str(folder / f"store{frames}"), "--json"], stdout=output)
-        _, code, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(code)
-        seconds = time.perf_counter() - started
-        output.seek(0)
-        lines = output.read().strip().splitlines()
-    if process.returncode != 0 or not lines:
-        raise RuntimeError(f"{frames} frames: vipe-dag run ended with {process.returncode}")
+    finished = run([*PROGRAM, "run", str(clip), "--store", str(folder / f"store{frames}"), "--json"])
+    lines = finished.output.strip().splitlines()
+    if finished.code != 0 or not lines:
+        raise RuntimeError(f"{frames} frames: vipe-dag run ended with {finished.code}: {finished.problem or 'no answer'}")
     stages = json.loads(lines[-1])["videos"][0]["stages"]
     return Measured(
         frames,
-        seconds,
-        usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3),
+        finished.seconds,
+        finished.peak_mb,
         {name: stage["compute_seconds"] for name, stage in stages.items()},
         {name: stage["peak_rss_mb"] for name, stage in stages.items()},
     )

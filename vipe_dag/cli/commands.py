@@ -18,7 +18,7 @@ from vipe_dag.cli.imports import imports
 from vipe_dag.cli.terminal import RunDisplay, console
 from vipe_dag.config_words import did_you_mean
 from vipe_dag.graph import STAGES
-from vipe_dag.placement import ROOT_VARIABLE, configuration
+from vipe_dag.placement import configuration
 from vipe_dag.runner import VideoResult
 
 app = typer.Typer(

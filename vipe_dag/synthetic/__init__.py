@@ -1,4 +1,4 @@
-"""Exact test worlds: a textured room and a street, ray-cast with known cameras, depth, flow and moving things.
+"""Exact test worlds: a textured room, a street and a hall, ray-cast with known cameras, depth, flow and moving things.
 
 `scene("room")` gives a clip to iterate, to write as an mp4 and to compare estimates with; everything in it is exact and repeatable.
 """

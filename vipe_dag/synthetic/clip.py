@@ -30,6 +30,8 @@ class SyntheticClip:
 
     noise: standard deviation of Gaussian sensor noise in grey levels; exposure: relative amplitude of a slow change of gain.
     supersample: n x n rays per pixel. The pixels of a row never depend on which rows were rendered before.
+    shutter (T, S, 4, 4) float64: cameras while the shutter is open, whose pictures are averaged (moving bodies hold still meanwhile); None
+    for a picture of one instant.
     """
 
     name: str
@@ -41,6 +43,7 @@ class SyntheticClip:
     noise: float = 0.0
     exposure: float = 0.0
     supersample: int = 2
+    shutter: Array | None = None
 
     def __len__(self) -> int:
         return len(self.cam2world)
@@ -69,7 +72,7 @@ class SyntheticClip:
 
     def rgb(self, row: int) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 as the sensor gives it."""
-        image = colours(self._world(row), self.cam2world[row], self.camera, self._fine_rays, float(self.time[row]))
+        image = self._exposed(row)
         if self.noise == 0 and self.exposure == 0:
             return image
         gain = 1 + self.exposure * np.sin(2 * np.pi * self.time[row] / 2.7)
@@ -78,6 +81,11 @@ class SyntheticClip:
             rng = np.random.default_rng(row)
             signal += np.float32(self.noise) * rng.standard_normal(image.shape, np.float32)
         return np.clip(np.rint(signal), 0, 255).astype(np.uint8)
+
+    def _exposed(self, row: int) -> NDArray[np.uint8]:
+        cameras = self.cam2world[row][None] if self.shutter is None else self.shutter[row]
+        pictures = [colours(self._world(row), pose, self.camera, self._fine_rays, float(self.time[row])) for pose in cameras]
+        return pictures[0] if len(pictures) == 1 else np.rint(np.mean(pictures, axis=0, dtype=np.float32)).astype(np.uint8)
 
     def truth(self, row: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """z-depth (H, W) float32 metres at pixel centres (inf where nothing is hit), and body (H, W) uint8, 0 = static world."""

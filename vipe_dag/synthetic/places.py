@@ -1,4 +1,4 @@
-"""The two places: a furnished room and a street of houses. Same seed, same place, on every machine."""
+"""The places: a furnished room, a street of houses, a hall that repeats itself. Same seed, same place, on every machine."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def _texels(metres: float) -> int:
     return max(64, round(metres * _DENSITY))
 
 
-def room(seed: int = 0, movers: tuple[tuple[Path, float], ...] = ()) -> World:
+def room(seed: int = 0, movers: tuple[tuple[Path, float], ...] = (), contrast: float = 1.0) -> World:
     """A living room of 6 x 8 x 2.6 m with a laid table in the middle and furniture along the walls.
 
-    movers: (motion, height in metres) of figures that move on their own; a figure is 0.62 times as wide as high.
+    movers: (motion, height in metres) of figures that move on their own; a figure is 0.62 times as wide as high. contrast: of all textures.
     """
-    b = Builder(np.random.default_rng(seed))
+    b = Builder(np.random.default_rng(seed), contrast)
     _shell(b)
     _furniture(b)
     _table(b)
@@ -198,3 +198,31 @@ def _kerbside(b: Builder, ground: float, ends: tuple[float, float]) -> None:
             else:
                 b.box((side * 4.3, ground - 0.55, z), (0.9, 1.1, 1.2), [crate, post], float(rng.uniform(-0.4, 0.4)))
                 z += 3.5
+
+
+BAY = 2.0
+"""Metres after which the hall repeats."""
+
+
+def hall(seed: int = 0, length: float = 60.0) -> World:
+    """A hall along +z, 4.4 x 3 m, of equal bays: the same wall, floor, ceiling and columns every BAY metres, so that places look alike."""
+    b = Builder(np.random.default_rng(seed + 2000))
+    rng, half, low, high = b.rng, 2.2, 1.4, -1.6
+    wall = textures.tiled("brick.png", rng, _texels(low - high), _texels(BAY), (150, 140, 128), 200)
+    textures.hang(wall, rng, "coffee.png", 130, 180, 250)
+    side = b.picture(wall)
+    floor = b.picture(textures.wood(rng, _texels(BAY), _texels(2 * half), (142, 110, 80)))
+    above = b.picture(textures.plaster(rng, _texels(BAY) // 2, _texels(half), (190, 186, 176), 0.12))
+    column = b.picture(textures.tiled("gravel.png", rng, _texels(low - high), 128, (160, 150, 140), 96))
+    for bay in range(-2, round(length / BAY) + 2):
+        near, far, middle = bay * BAY, (bay + 1) * BAY, (bay + 0.5) * BAY
+        b.rectangle((-half, high, near), (0, 0, BAY), (0, low - high, 0), side)
+        b.rectangle((half, high, far), (0, 0, -BAY), (0, low - high, 0), side)
+        b.rectangle((-half, low, far), (2 * half, 0, 0), (0, 0, -BAY), floor)
+        b.rectangle((-half, high, near), (2 * half, 0, 0), (0, 0, BAY), above)
+        for x in (-1.7, 1.7):
+            b.box((x, (low + high) / 2, middle), (0.3, low - high, 0.3), [column])
+    end = b.picture(textures.facade(rng, _texels(low - high), _texels(2 * half), 200))
+    b.rectangle((-half, high, length + 2 * BAY), (2 * half, 0, 0), (0, low - high, 0), end)
+    b.rectangle((half, high, -2 * BAY), (-2 * half, 0, 0), (0, low - high, 0), end)
+    return b.build()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vipe_dag.calibration import Calibration
 from vipe_dag.synthetic import places
@@ -71,13 +72,26 @@ def _street() -> World:
     return places.street()
 
 
+@lru_cache(maxsize=1)
+def _plain_room() -> World:
+    return places.room(contrast=0.12)
+
+
+@lru_cache(maxsize=1)
+def _hall() -> World:
+    return places.hall()
+
+
 def _room_with_figure(height: float) -> World:
     return places.room(movers=((companion(_walk(shake=0.0), 1.05), height),))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a name stands for: shots of equal length, the default number of frames and rate, and the lens."""
+    """What a name stands for: shots of equal length, the default number of frames and rate, the lens, and the sensor.
+
+    shutter: share of the time between two frames during which a frame is exposed; exposure, noise: see SyntheticClip.
+    """
 
     shots: tuple[_Shot, ...]
     n_frames: int = 90
@@ -86,6 +100,9 @@ class Scene:
     distortion: tuple[float, ...] = (0.0,) * 5
     longest: float = float("inf")
     """Seconds after which the path leaves the place."""
+    shutter: float = 0.0
+    exposure: float = 0.0
+    noise: float = 0.0
 
 
 def _static_room(_: float) -> World:
@@ -94,6 +111,14 @@ def _static_room(_: float) -> World:
 
 def _static_street(_: float) -> World:
     return _street()
+
+
+def _static_plain_room(_: float) -> World:
+    return _plain_room()
+
+
+def _static_hall(_: float) -> World:
+    return _hall()
 
 
 _WALK = (_Shot(_static_room, _walk()),)
@@ -109,6 +134,12 @@ SCENES: dict[str, Scene] = {
     "rotation": Scene((_Shot(_static_room, pure_rotation(_ROTATION_PLACE)),), n_frames=60),
     "static": Scene((_Shot(_static_room, still(_ROTATION_PLACE, (0.1, 0.5, 0.6))),), n_frames=40),
     "cut": Scene((*_WALK, _DRIVE), n_frames=80, fps=10.0, longest=18.0),
+    "straight": Scene(
+        (_Shot(_static_street, forward_drive((0.4, 0.0, 0.0), speed=6.0, sway=0.0, yaw=0.0)),), n_frames=80, fps=10.0, longest=18.0
+    ),
+    "shake": Scene((_Shot(_static_room, _walk(shake=8.0)),), shutter=0.5, exposure=0.25),
+    "plain": Scene((_Shot(_static_plain_room, _walk()),), noise=1.5),
+    "hall": Scene((_Shot(_static_hall, forward_drive((0.2, 0.0, 0.0), speed=1.5)),), longest=35.0),
 }
 
 
@@ -119,12 +150,12 @@ def scene(
     height: int = 360,
     fov: float = 65.0,
     fps: float | None = None,
-    noise: float = 0.0,
-    exposure: float = 0.0,
+    noise: float | None = None,
+    exposure: float | None = None,
     supersample: int = 2,
     moving_share: float = 0.2,
 ) -> SyntheticClip:
-    """A named clip (see SCENES). n_frames and fps default to the scene's own; fov is horizontal, in degrees.
+    """A named clip (see SCENES). n_frames, fps, noise and exposure default to the scene's own; fov is horizontal, in degrees.
 
     moving_share: about how much of the picture the moving figure of "room_moving" covers. supersample=1 is four times faster, for clips
     of thousands of frames. Raises KeyError for an unknown name, ValueError for a clip longer than its path.
@@ -141,7 +172,19 @@ def scene(
     poses = np.concatenate([s.path(time[shot == k]) for k, s in enumerate(spec.shots)])
     figure_height = _figure_height(lens, moving_share)
     worlds = tuple(s.world(figure_height) for s in spec.shots)
-    return SyntheticClip(name, worlds, shot, poses, lens, rate, noise, exposure, supersample)
+    noise, exposure = spec.noise if noise is None else noise, spec.exposure if exposure is None else exposure
+    shutter = _shutter(spec, time, shot, rate) if spec.shutter else None
+    return SyntheticClip(name, worlds, shot, poses, lens, rate, noise, exposure, supersample, shutter)
+
+
+_INSTANTS = 5
+"""Pictures averaged into a blurred one; odd, so that the middle one is the row's own camera."""
+
+
+def _shutter(spec: Scene, time: NDArray[np.float64], shot: NDArray[np.int32], rate: float) -> NDArray[np.float64]:
+    """(T, S, 4, 4) cameras spread evenly over an exposure that is centred on the row's time."""
+    instants = time[:, None] + spec.shutter / rate * np.linspace(-0.5, 0.5, _INSTANTS)
+    return np.concatenate([s.path(instants[shot == k].ravel()) for k, s in enumerate(spec.shots)]).reshape(-1, _INSTANTS, 4, 4)
 
 
 def _figure_height(lens: Calibration, share: float) -> float:

@@ -65,9 +65,10 @@ class World:
 
 @dataclass
 class Builder:
-    """Collects surfaces and textures, then packs them."""
+    """Collects surfaces and textures, then packs them. contrast: of every texture, about its mean colour; 0 leaves plain surfaces."""
 
     rng: np.random.Generator
+    contrast: float = 1.0
     _pictures: list[textures.Image] = field(default_factory=list)
     _rectangles: list[tuple[Array, Array, Array, int, int]] = field(default_factory=list)
     _balls: list[tuple[Array, float, int, int]] = field(default_factory=list)
@@ -75,6 +76,9 @@ class Builder:
 
     def picture(self, image: textures.Image) -> int:
         """Register a texture; the returned number is used by any number of surfaces."""
+        if self.contrast != 1.0:
+            mean = image.mean(axis=(0, 1), dtype=np.float32)
+            image = np.clip(np.rint(mean + np.float32(self.contrast) * (image - mean)), 0, 255).astype(np.uint8)
         self._pictures.append(image)
         return len(self._pictures) - 1
 
