@@ -14,6 +14,7 @@ from vipe_dag.export.movie import write_movie
 from vipe_dag.export.target import complete_file
 from vipe_dag.sequence import DepthSequence, FrameSequence
 from vipe_dag.store import VideoStore
+from vipe_dag.video import NOMINAL_FPS
 
 _RANGE_FRAMES = 16
 """Frames from which the range of colours is taken, one for the whole film so that it does not flicker."""
@@ -27,7 +28,7 @@ def export(store: VideoStore, video_id: str, out: Path, *, overwrite: bool = Fal
     with complete_file(out, overwrite) as unfinished:
         limits = _inverse_range(depth, video_id)
         span = float(frames.time[-1] - frames.time[0])
-        write_movie(unfinished, _pictures(frames, depth, limits), (len(frames) - 1) / span if span else 30.0)
+        write_movie(unfinished, _pictures(frames, depth, limits), (len(frames) - 1) / span if span else NOMINAL_FPS)
     return Exported(out)
 
 
