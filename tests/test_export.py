@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from evo.tools.file_interface import read_kitti_poses_file
 from PIL import Image
 
@@ -17,7 +18,9 @@ from vipe_dag.errors import ConfigError, EstimationError, SourceError, StoreErro
 from vipe_dag.evaluate.references import read_reference
 from vipe_dag.export import FORMATS, export_video
 from vipe_dag.export.cloud import Thinning
+from vipe_dag.export.mp4 import coloured
 from vipe_dag.store import VideoStore
+from vipe_dag.video import open_source
 
 ALL_POINTS = Thinning(every=1, stride=2, voxel=0)
 
@@ -188,6 +191,43 @@ class TestNerfstudio:
         cloud = json.loads((out / "transforms.json").read_text())["ply_file_path"]
         alone = export_video(of_pictures.store, VIDEO, "ply", tmp_path / "room.ply", thinning=ALL_POINTS).path
         assert (out / cloud).read_bytes() == alone.read_bytes()
+
+
+class TestMp4:
+    def test_shows_frames_and_depth_at_their_times(self, result: Result, tmp_path: Path) -> None:
+        path = export_video(result.store, VIDEO, "mp4", tmp_path / "room.mp4").path
+        shown, frames = list(open_source(str(path)).iterate()), result.store.frames(VIDEO)
+        np.testing.assert_allclose([frame.time for frame in shown], frames.time - frames.time[0], atol=1e-4)
+        assert shown[0].rgb.shape == (frames.height, 2 * frames.width, 3)
+        left = shown[3].rgb[:, : frames.width].astype(float)
+        assert np.abs(left - frames.rgb(3)).mean() < 6
+
+    def test_near_is_warm_far_is_cold_and_unknown_is_black(self) -> None:
+        near, far, unknown = coloured(np.array([[1.0, 10.0, np.nan]], np.float32), (0.05, 1.05))[0].astype(int)
+        assert near[0] > near[2]
+        assert far[2] > far[0]
+        assert not unknown.any()
+
+
+class TestZarr:
+    def test_every_array_is_the_same_and_needs_no_codec_of_ours(self, result: Result, tmp_path: Path) -> None:
+        out = export_video(result.store, VIDEO, "zarr", tmp_path / "room.zarr").path
+        written = out.joinpath("zarr.json").read_text()
+        assert json.loads(written)["consolidated_metadata"]
+        assert "jpegxl" not in written
+        assert "pcodec" not in written
+        with xr.open_datatree(out, engine="zarr", mask_and_scale=False, decode_times=False, chunks=None) as tree:
+            for asset in ("frames", "ba_poses", "aligned_depth"):
+                ours = result.store.open(VIDEO, asset)
+                assert set(tree[asset].variables) == set(ours.variables)
+                for name in ours.data_vars:
+                    np.testing.assert_array_equal(tree[asset][name].values, ours[name].values)
+            assert tree["ba_poses"].attrs["camera_model"] == "pinhole"
+            assert tree.attrs["generations"]["frames"] == result.store.current(VIDEO, "frames").generation
+
+    def test_says_what_is_not_in_it(self, result: Result, tmp_path: Path) -> None:
+        (note,) = export_video(result.store, VIDEO, "zarr", tmp_path / "room.zarr").notes
+        assert note == "not there, so not in it: keyframes, intrinsics, dense_depth"
 
 
 class TestPictures:

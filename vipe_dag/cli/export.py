@@ -95,6 +95,18 @@ def vipe(video_id: VideoId, out: OutFolder, store: Store, segment: Segment = Non
     _export("vipe", store, video_id, out, segment=segment)
 
 
+@export.command()
+def mp4(video_id: VideoId, out: OutFile, store: Store, overwrite: Overwrite = False) -> None:
+    """A film: each frame with its depth in colours beside it."""
+    _export("mp4", store, video_id, out, overwrite=overwrite)
+
+
+@export.command()
+def zarr(video_id: VideoId, out: OutFolder, store: Store) -> None:
+    """All assets as one Zarr v3 group, in codecs that every reader of Zarr has."""
+    _export("zarr", store, video_id, out)
+
+
 def _export(name: str, store: str, video_id: str, out: Path, **options: Any) -> None:
     from vipe_dag.export import export_video
     from vipe_dag.store import VideoStore

@@ -33,6 +33,8 @@ FORMATS: dict[str, str] = {
     "nerfstudio": "transforms.json, images and a cloud, a folder",
     "colmap": "reconstruction with observations and tracks, a folder",
     "vipe": "ViPE's tree of results, a folder",
+    "mp4": "film of the frames with their depth, one file",
+    "zarr": "all assets as one Zarr group, a folder",
 }
 """Name of each format and what it is, in words."""
 

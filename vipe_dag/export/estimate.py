@@ -12,13 +12,14 @@ from vipe_dag.errors import EstimationError, SourceError
 from vipe_dag.result_arrays import ba_poses_from
 from vipe_dag.results import BaPoses
 from vipe_dag.store import VideoStore
+from vipe_dag.video import NOMINAL_FPS
 
 
 @dataclass(frozen=True)
 class Estimate:
     """frame (T,) int64 index in the source, time (T,) float64 seconds; working, source: the camera at working and source resolution.
 
-    fps: nominal rate of the source, or that of the times where it names none.
+    fps: mean rate of the times.
     """
 
     video_id: str
@@ -44,7 +45,6 @@ def estimate_of(store: VideoStore, video_id: str) -> Estimate:
     poses = ba_poses_from(stored)
     width, height, source_width, source_height = (int(frames.attrs[name]) for name in ("width", "height", "source_width", "source_height"))
     time = np.asarray(frames["time"].values, np.float64)
-    measured_fps = (len(time) - 1) / (time[-1] - time[0]) if len(time) > 1 else 30.0
     return Estimate(
         video_id=video_id,
         frame=np.asarray(frames["frame"].values, np.int64),
@@ -54,7 +54,7 @@ def estimate_of(store: VideoStore, video_id: str) -> Estimate:
         source=Calibration(poses.camera_model, np.asarray(stored["source_params"].values), source_width, source_height),
         source_uri=str(frames.attrs["source_uri"]),
         source_digest=str(frames.attrs["source_digest"]),
-        fps=float(measured_fps),
+        fps=float((len(time) - 1) / (time[-1] - time[0])) if len(time) > 1 else NOMINAL_FPS,
     )
 
 
@@ -70,7 +70,7 @@ def tracked_rows(estimate: Estimate) -> NDArray[np.int64]:
     """Rows with a pose. Raises EstimationError when there is none."""
     rows = np.flatnonzero(estimate.poses.tracked)
     if not len(rows):
-        raise EstimationError(f"{estimate.video_id}: no frame has a pose, there is nothing to write; look at its flags in the report")
+        raise EstimationError(f"{estimate.video_id}: no frame has a pose, there is nothing to write; the flags of its ba_poses say why")
     return rows
 
 
