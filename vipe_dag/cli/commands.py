@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Column, Table
@@ -16,7 +16,9 @@ from vipe_dag.cli.terminal import RunDisplay, console
 from vipe_dag.config_words import did_you_mean
 from vipe_dag.graph import STAGES
 from vipe_dag.placement import ROOT_VARIABLE, configuration
-from vipe_dag.runner import VideoResult
+
+if TYPE_CHECKING:
+    from vipe_dag.runner import VideoResult
 
 app = typer.Typer(
     name="vipe-dag",
@@ -87,6 +89,29 @@ def backfill(
 
     request = Request(configuration(store, preset, overrides), until, log=debug)
     _run_and_print(store, lambda display: run_videos(store, videos or [], request, display), as_json, debug)
+
+
+@app.command()
+def gc(
+    store: Store,
+    retention_days: Annotated[
+        float | None, typer.Option(metavar="D", help="Keep what was replaced within so many days; else as operations.yaml says.")
+    ] = None,
+    keep: Annotated[int | None, typer.Option(metavar="N", help="Newest results of each asset to keep.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove results that are not current and were replaced long ago. Going back to them would compute them again."""
+    from vipe_dag.operations import collect_garbage
+
+    removed = collect_garbage(store, retention_days, keep, dry_run)
+    megabytes = sum(piece.bytes for piece in removed) / 1e6
+    screen = console(sys.stderr if as_json else sys.stdout)
+    for piece in removed:
+        screen.print(f"{piece.bytes / 1e6:10.1f} MB  {piece.key}")
+    screen.print(f"{'would remove' if dry_run else 'removed'} {len(removed)} results, {megabytes:.1f} MB")
+    if as_json:
+        _print_json({"store": store, "dry_run": dry_run, "removed": [{"key": piece.key, "bytes": piece.bytes} for piece in removed]})
 
 
 @app.command()
@@ -221,29 +246,6 @@ def demo(
     typer.echo(page.resolve())
     if any(target.met is False for target in found):
         raise typer.Exit(1)
-
-
-@app.command()
-def gc(
-    store: Store,
-    retention_days: Annotated[
-        float | None, typer.Option(metavar="D", help="Keep what was replaced within so many days; else as operations.yaml says.")
-    ] = None,
-    keep: Annotated[int | None, typer.Option(metavar="N", help="Newest results of each asset to keep.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Remove results that are not current and were replaced long ago. Going back to them would compute them again."""
-    from vipe_dag.operations import collect_garbage
-
-    removed = collect_garbage(store, retention_days, keep, dry_run)
-    megabytes = sum(piece.bytes for piece in removed) / 1e6
-    screen = console(sys.stderr if as_json else sys.stdout)
-    for piece in removed:
-        screen.print(f"{piece.bytes / 1e6:10.1f} MB  {piece.key}")
-    screen.print(f"{'would remove' if dry_run else 'removed'} {len(removed)} results, {megabytes:.1f} MB")
-    if as_json:
-        _print_json({"store": store, "dry_run": dry_run, "removed": [{"key": piece.key, "bytes": piece.bytes} for piece in removed]})
 
 
 @export.command()
