@@ -266,17 +266,6 @@ def tum(
     typer.echo(write(out, time, poses.cam2world, poses.tracked, overwrite))
 
 
-def _run_and_print(store: str, run: Callable[[RunDisplay], Iterable[VideoResult]], as_json: bool, debug: bool) -> None:
-    """Shows a run while it goes on. Exits with 1 when a video failed."""
-    with RunDisplay(console(sys.stderr if as_json else sys.stdout), keep_output=debug) as display:
-        results = list(run(display))
-    failed = sum(result.status == "failed" for result in results)
-    if as_json:
-        _print_json({"store": store, "videos": [result.to_json() for result in results], "failed": failed})
-    if failed:
-        raise typer.Exit(1)
-
-
 def _print_json(value: dict[str, Any]) -> None:
     """One line of strict JSON: a number that is not finite becomes null."""
     sys.stderr.flush()
@@ -289,3 +278,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _run_and_print(store: str, run: Callable[[RunDisplay], Iterable[VideoResult]], as_json: bool, debug: bool) -> None:
+    """Shows a run while it goes on. Exits with 1 when a video failed."""
+    with RunDisplay(console(sys.stderr if as_json else sys.stdout), keep_output=debug) as display:
+        results = list(run(display))
+    failed = sum(result.status == "failed" for result in results)
+    if as_json:
+        _print_json({"store": store, "videos": [result.to_json() for result in results], "failed": failed})
+    if failed:
+        raise typer.Exit(1)
