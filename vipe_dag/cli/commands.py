@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Column, Table
@@ -19,7 +19,9 @@ from vipe_dag.cli.terminal import RunDisplay, console
 from vipe_dag.config_words import did_you_mean
 from vipe_dag.graph import STAGES
 from vipe_dag.placement import configuration
-from vipe_dag.runner import VideoResult
+
+if TYPE_CHECKING:
+    from vipe_dag.runner import VideoResult
 
 app = typer.Typer(
     name="vipe-dag",
@@ -86,6 +88,29 @@ def backfill(
 
     request = Request(configuration(store, preset, overrides), until, log=debug)
     _run_and_print(store, lambda display: run_videos(store, videos or [], request, display), as_json, debug)
+
+
+@app.command()
+def gc(
+    store: Store,
+    retention_days: Annotated[
+        float | None, typer.Option(metavar="D", help="Keep what was replaced within so many days; else as operations.yaml says.")
+    ] = None,
+    keep: Annotated[int | None, typer.Option(metavar="N", help="Newest results of each asset to keep.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove results that are not current and were replaced long ago. Going back to them would compute them again."""
+    from vipe_dag.operations import collect_garbage
+
+    removed = collect_garbage(store, retention_days, keep, dry_run)
+    megabytes = sum(piece.bytes for piece in removed) / 1e6
+    screen = console(sys.stderr if as_json else sys.stdout)
+    for piece in removed:
+        screen.print(f"{piece.bytes / 1e6:10.1f} MB  {piece.key}")
+    screen.print(f"{'would remove' if dry_run else 'removed'} {len(removed)} results, {megabytes:.1f} MB")
+    if as_json:
+        _print_json({"store": store, "dry_run": dry_run, "removed": [{"key": piece.key, "bytes": piece.bytes} for piece in removed]})
 
 
 @app.command()
@@ -253,40 +278,6 @@ def demo(
         raise typer.Exit(1)
 
 
-@app.command()
-def gc(
-    store: Store,
-    retention_days: Annotated[
-        float | None, typer.Option(metavar="D", help="Keep what was replaced within so many days; else as operations.yaml says.")
-    ] = None,
-    keep: Annotated[int | None, typer.Option(metavar="N", help="Newest results of each asset to keep.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Remove results that are not current and were replaced long ago. Going back to them would compute them again."""
-    from vipe_dag.operations import collect_garbage
-
-    removed = collect_garbage(store, retention_days, keep, dry_run)
-    megabytes = sum(piece.bytes for piece in removed) / 1e6
-    screen = console(sys.stderr if as_json else sys.stdout)
-    for piece in removed:
-        screen.print(f"{piece.bytes / 1e6:10.1f} MB  {piece.key}")
-    screen.print(f"{'would remove' if dry_run else 'removed'} {len(removed)} results, {megabytes:.1f} MB")
-    if as_json:
-        _print_json({"store": store, "dry_run": dry_run, "removed": [{"key": piece.key, "bytes": piece.bytes} for piece in removed]})
-
-
-def _run_and_print(store: str, run: Callable[[RunDisplay], Iterable[VideoResult]], as_json: bool, debug: bool) -> None:
-    """Shows a run while it goes on. Exits with 1 when a video failed."""
-    with RunDisplay(console(sys.stderr if as_json else sys.stdout), keep_output=debug) as display:
-        results = list(run(display))
-    failed = sum(result.status == "failed" for result in results)
-    if as_json:
-        _print_json({"store": store, "videos": [result.to_json() for result in results], "failed": failed})
-    if failed:
-        raise typer.Exit(1)
-
-
 def _print_json(value: dict[str, Any]) -> None:
     """One line of strict JSON: a number that is not finite becomes null."""
     sys.stderr.flush()
@@ -299,3 +290,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _run_and_print(store: str, run: Callable[[RunDisplay], Iterable[VideoResult]], as_json: bool, debug: bool) -> None:
+    """Shows a run while it goes on. Exits with 1 when a video failed."""
+    with RunDisplay(console(sys.stderr if as_json else sys.stdout), keep_output=debug) as display:
+        results = list(run(display))
+    failed = sum(result.status == "failed" for result in results)
+    if as_json:
+        _print_json({"store": store, "videos": [result.to_json() for result in results], "failed": failed})
+    if failed:
+        raise typer.Exit(1)
