@@ -126,7 +126,6 @@ def solve(
         for _ in range(config.revisit_rounds if segment.parallax else 0):
             if not mapper.close(segment.keyframes, lambda: tell("revisits", 1.0)):
                 break
-            mapper.everything(segment.keyframes, config.global_scales, config.global_steps, free)
     free = mapper.consider_distortion(segments)
     quality = judge(scene, segments, free, intrinsics, config)
     return gather(frames, keyframes, intrinsics, scene, segments, quality, config, tell)

@@ -33,6 +33,9 @@ _ENOUGH_POINTS = 20
 _HOLDS = 0.5
 """Share of the measurements of a first window that its cameras have to explain."""
 
+_WIDEST = 64.0
+"""No robust kernel is wider, in pixels of a 640-pixel picture."""
+
 _MEET_MATCHES = 30
 """Verified matches from which a keyframe that looks like a known place is tried there."""
 _MEET_LIKENESS = 0.3
@@ -301,14 +304,40 @@ class Mapper:
         schedule = pixels_schedule(self.config.local_scales, (4,) * len(self.config.local_scales), self.unit)
         self.scene.adjust(keyframes[1:], keyframes[:1], schedule, rotation_only=True)
 
-    def close(self, keyframes: tuple[int, ...], progress: Callable[[], None]) -> int:
-        """Add verified edges between keyframes far apart in time that see the same place; returns how many."""
-        added = 0
-        for a, b in far_pairs(self.scene, keyframes, self.config.radius, self.config.revisits):
-            if (a, b) in self.scene.edges or not len(self.scene.m.matches(a, b)):
-                continue
-            self.scene.connect(a, b)
-            self.scene.connect(b, a)
-            added += 1
-            progress()
-        return added
+    def close(self, keyframes: tuple[int, ...], progress: Callable[[], None]) -> bool:
+        """Look for keyframes far apart in time that see the same place, measure them against each other and adjust; False: none were found.
+
+        Where the map has drifted apart by more than the robust kernel forgives, the kernel starts as wide as the gap, and the new edges are
+        measured again from where their points then are.
+        """
+        config, scene = self.config, self.scene
+        added = []
+        for a, b in far_pairs(scene, keyframes, config.radius, config.revisits):
+            if (a, b) not in scene.edges and len(scene.m.matches(a, b)):
+                scene.connect(a, b)
+                scene.connect(b, a)
+                added.append((a, b))
+                progress()
+        if not added:
+            return False
+        gap = self.gap(added)
+        if gap > config.global_scales[0]:
+            halvings = int(np.ceil(np.log2(gap / config.global_scales[0])))
+            wide = tuple(config.global_scales[0] * 2.0**n for n in range(halvings, 0, -1))
+            self.everything(keyframes, wide, config.global_steps, self.intrinsics)
+            for a, b in added:
+                del scene.edges[(a, b)], scene.edges[(b, a)]
+                scene.connect(a, b)
+                scene.connect(b, a)
+        self.everything(keyframes, config.global_scales, config.global_steps, self.intrinsics)
+        return True
+
+    def gap(self, pairs: Sequence[tuple[int, int]]) -> float:
+        """Largest median distance between where the map expects matched features of a pair and where they are, px at 640 wide."""
+        largest = 0.0
+        for a, b in pairs:
+            matched = self.scene.m.matched_edge(a, b)
+            seen = matched.weight > 0
+            expected = self.scene.predict_pose(a, self.scene.rotation[b], self.scene.translation[b])
+            largest = max(largest, float(np.median(np.linalg.norm(expected[seen] - matched.target[seen], axis=1))))
+        return min(largest, _WIDEST * self.unit) / self.unit
