@@ -9,10 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
-from engine_worlds import HEIGHT, WIDTH, Rig, angle_deg, clip, frames, normal, rig
+from engine_worlds import HEIGHT, WIDTH, Rig, angle_deg, clip, config, frames, known, normal, rig
+from vipe_dag.evaluate import trajectory
 from vipe_dag.stages import launch, mapping, revisits
 from vipe_dag.stages.inbetween import interpolate
+from vipe_dag.stages.mapper import Mapper
 from vipe_dag.stages.mapping import Map, align_rays, pixels_schedule
 from vipe_dag.stages.measurements import Cache, Edge, Measurements
 from vipe_kernels.bundle import exp_se3
@@ -330,3 +333,28 @@ def test_a_cache_gives_what_was_made_and_keeps_the_latest(keys: list[int], size:
     for key in reversed(latest):
         cache.get(key, lambda key=key: make(key))
     assert not made
+
+
+def test_a_loop_that_drifted_apart_by_many_pixels_is_closed() -> None:
+    whole = frames("orbit")
+    chosen = config().ba_poses.model_copy(update={"matches": 384})
+    measurements = Measurements(whole, chosen.grid_columns, chosen.matches)
+    for row in range(len(whole)):
+        measurements.add(row)
+    camera = known("orbit")
+    scene = Map(measurements, camera.camera_model, camera.params)
+    mapper = Mapper(scene, chosen, (), np.zeros(len(whole), np.int32))
+    (world,) = mapper.build(False, lambda: None)
+    half = world.keyframes[len(world.keyframes) // 2 :]
+    turn = Rotation.from_euler("y", 4, degrees=True).as_matrix()
+    for k in half:  # the second half of the map, turned about the origin
+        scene.place(k, scene.rotation[k] @ turn, scene.translation[k], scene.inverse_depth[k])
+    first, last = world.keyframes[0], world.keyframes[-1]
+    assert mapper.gap([(first + 6, last - 6)]) > 10 * chosen.global_scales[0]
+    assert mapper.close(world.keyframes, lambda: None)
+    centre = {k: -scene.rotation[k].T @ scene.translation[k] for k in world.keyframes}
+    estimate = np.tile(np.eye(4), (len(world.keyframes), 1, 1))
+    estimate[:, :3, 3] = [centre[k] for k in world.keyframes]
+    aligned = trajectory.align(estimate, clip("orbit").cam2world)
+    miss = np.linalg.norm(aligned.estimate[:, :3, 3] - aligned.reference[:, :3, 3], axis=1)
+    assert np.sqrt(np.square(miss).mean()) < 0.01 * clip("orbit").path_length
