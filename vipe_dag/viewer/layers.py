@@ -120,12 +120,12 @@ class Layers:
                 self._lines(f"/other/keyframes{number}", frusta, OTHER, 1.5)
 
     def place_other(self, beside: bool) -> None:
-        """Beside: to the right of this one, as its first camera sees it."""
+        """Beside: to the right of this one, as its first camera sees it; people's view moves so that both are in it."""
         if self._other is not None:
             positions = self._video.cam2world[self._video.tracked, :3, 3]
-            width = float(np.ptp(positions, axis=0).max()) + 2.5 * self._extent
-            right = self._video.cam2world[self._first(), :3, 0]
-            self._other.position = tuple(right * width) if beside else (0.0, 0.0, 0.0)
+            width = float(np.ptp(positions, axis=0).max()) + 2.5 * self._extent if beside else 0.0
+            self._other.position = tuple(self._video.cam2world[self._first(), :3, 0] * width)
+            self._place_viewer(width)
 
     def remove_other(self) -> None:
         if self._other is not None:
@@ -142,14 +142,18 @@ class Layers:
             client.camera.up_direction = -pose[:3, 1]
             client.camera.fov = vertical_view(self._video.camera)
 
-    def _place_viewer(self) -> None:
-        """Behind and above the cameras, looking where they look; also for people who are connected already."""
+    def _place_viewer(self, beside: float = 0.0) -> None:
+        """Behind and above the cameras, looking where they look; also for people who are connected already.
+
+        beside: how far to the right something else stands that is to be seen as well.
+        """
         video, first = self._video, self._first()
         poses = video.cam2world[video.tracked] if video.tracked.any() else video.cam2world[first : first + 1]
         up, forward = up_direction(poses), poses[0, :3, 2]
-        target = poses[:, :3, 3].mean(axis=0) + 0.6 * self._extent * forward
-        distance = self._extent + float(np.ptp(poses[:, :3, 3], axis=0).max())
-        position = target + distance * (0.55 * up - 0.9 * forward + 0.35 * poses[0, :3, 0])
+        right = video.cam2world[first, :3, 0]
+        target = poses[:, :3, 3].mean(axis=0) + 0.6 * self._extent * forward + 0.6 * beside * right
+        distance = self._extent + float(np.ptp(poses[:, :3, 3], axis=0).max()) + 0.45 * beside
+        position = target + distance * (0.55 * up - 0.9 * forward + 0.35 * right)
         self._server.scene.set_up_direction(up)
         start = self._server.initial_camera
         start.position, start.look_at, start.up = position, target, up
