@@ -22,7 +22,7 @@ from vipe_kernels import cameras
 Float = NDArray[np.float64]
 
 MODEL_CODES = {"pinhole": 0, "brown": 1, "fisheye": 2}
-INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2}
+INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2, "cx": 3, "cy": 4}
 _jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -80,6 +80,8 @@ def _intrinsic_slope(code, x, y, xd, yd, fx, fy, model):
     """How a free intrinsic moves the pixel of the normalised point (x, y), distorted (xd, yd)."""
     if code == 0:
         return fx * xd, fy * yd
+    if code >= 3:
+        return (1.0, 0.0) if code == 3 else (0.0, 1.0)
     r2 = x * x + y * y
     if model == 2:
         radius = math.sqrt(r2 + 1e-18)
