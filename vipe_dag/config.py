@@ -139,8 +139,11 @@ class BaPosesConfig(StageConfig):
         le=0.2,
         description="Standard deviation of the principal point about the middle of the picture, a share of the longer side; 0: fixed.",
     )
-    prior_k1_std: float = Field(
-        0.1, ge=0.0, le=1.0, description="Standard deviation of the radial distortion k1 under its prior of zero; 0 keeps a pinhole camera."
+    prior_distortion_std: float = Field(
+        0.1,
+        ge=0.0,
+        le=1.0,
+        description="Standard deviation of the radial distortion k1, k2 under their prior of zero; 0: none is sought.",
     )
     centre_gain: float = Field(
         0.005,
@@ -149,7 +152,7 @@ class BaPosesConfig(StageConfig):
         description="The principal point is freed only if that lowers the robust cost by at least this share, from 8 keyframes on.",
     )
     distortion_gain: float = Field(
-        0.02,
+        0.01,
         ge=0.0,
         le=1.0,
         description="Radial distortion is taken up only if it lowers the robust cost by at least this share, from 8 keyframes on.",
