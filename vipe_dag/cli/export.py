@@ -121,6 +121,13 @@ def vipe(video_id: VideoId, out: OutFolder, store: Store, segment: Segment = Non
 
 
 @export.command()
+@_with_cloud
+def rerun(video_id: VideoId, out: OutFile, store: Store, thinning: Thinning, overwrite: Overwrite = False) -> None:
+    """A recording for Rerun: camera, picture and depth over time, keyframes, segments, and the cloud. Needs vipe-dag[rerun]."""
+    _export("rerun", store, video_id, out, thinning=thinning, overwrite=overwrite)
+
+
+@export.command()
 def mp4(video_id: VideoId, out: OutFile, store: Store, overwrite: Overwrite = False) -> None:
     """A film: each frame with its depth in colours beside it."""
     _export("mp4", store, video_id, out, overwrite=overwrite)

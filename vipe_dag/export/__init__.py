@@ -33,6 +33,7 @@ FORMATS: dict[str, str] = {
     "nerfstudio": "transforms.json, images and a cloud, a folder",
     "colmap": "reconstruction with observations and tracks, a folder",
     "vipe": "ViPE's tree of results, a folder",
+    "rerun": "recording for Rerun's viewer, one file",
     "mp4": "film of the frames with their depth, one file",
     "zarr": "all assets as one Zarr group, a folder",
 }
