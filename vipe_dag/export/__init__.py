@@ -39,6 +39,19 @@ FORMATS: dict[str, str] = {
 }
 """Name of each format and what it is, in words."""
 
+FILE_NAMES: dict[str, str] = {
+    "tum": "tum.txt",
+    "kitti": "kitti.txt",
+    "ply": "cloud.ply",
+    "nerfstudio": "nerfstudio",
+    "colmap": "colmap",
+    "vipe": "vipe",
+    "rerun": "recording.rrd",
+    "mp4": "film.mp4",
+    "zarr": "assets.zarr",
+}
+"""What an export of each format is called where nobody gives it a name."""
+
 
 def export_video(store: VideoStore, video_id: str, name: str, out: str | Path, **options: Any) -> Exported:
     """Write a video of a store in the format `name`; options are those of its module.
