@@ -278,6 +278,13 @@ class TestBadModel:
         (line,) = capfd.readouterr().err.splitlines()
         assert "no COLMAP model in it; give the folder with cameras and images (.bin or .txt)" in line
 
+    def test_a_store_that_cannot_be_written_is_one_line(self, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        if not Path("/proc/self").is_dir():
+            pytest.skip("needs a folder in which even root cannot write")
+        assert cli.main(["import", "colmap", str(root), "--store", "/proc/self/store"]) == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        assert "check space, permissions and address" in line
+
     def test_missing_pictures_say_how_to_name_them(self, root: Path, store: VideoStore) -> None:
         (root / "images").rename(root / "photos")
         with pytest.raises(SourceError, match=r"images: no such folder; name the one with the images of the model by --images"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,12 @@ def lossy(tmp_path: Path) -> Result:
     """Frame 1 has no pose, and the last two frames are a segment of their own."""
     tracked, segment = np.array([1, 0, 1, 1, 1, 1], bool), np.array([0, 0, 0, 0, 1, 1])
     return make_result(tmp_path, tracked=tracked, segment=segment)
+
+
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """No frame has a pose."""
+    return make_result(tmp_path_factory.mktemp("lost"), tracked=np.zeros(6, bool))
 
 
 def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +90,41 @@ class TestEveryFormat:
             pytest.skip("needs a folder in which even root cannot write")
         with pytest.raises(SourceError, match="cannot be written"):
             export_video(result.store, VIDEO, name, Path("/proc/self/out"))
+
+    @pytest.mark.parametrize("name", ["ply", "nerfstudio", "vipe", "rerun", "mp4"])
+    def test_with_depth_says_that_it_is_not_there_yet_and_leaves_nothing(self, result: Result, tmp_path: Path, name: str) -> None:
+        shutil.copytree(result.store.root, tmp_path / "store")
+        (tmp_path / "store" / VIDEO / "aligned_depth" / "_current.json").unlink()
+        with pytest.raises(StoreError, match="run the video until aligned_depth"):
+            export_video(VideoStore(tmp_path / "store"), VIDEO, name, tmp_path / "out")
+        assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+    @pytest.mark.parametrize("name", ["tum", "kitti", "ply", "nerfstudio", "colmap", "vipe", "rerun"])
+    def test_of_cameras_has_nothing_to_write_where_none_was_found(self, lost: Result, tmp_path: Path, name: str) -> None:
+        with pytest.raises((SourceError, EstimationError), match=r"no frame .*(has a pose|tracked)|6 of 6 frames have no pose") as caught:
+            export_video(lost.store, VIDEO, name, tmp_path / "out")
+        assert "\n" not in str(caught.value)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("video", "out", "said"),
+        [
+            ("rom", "out", f"no video 'rom'.*{VIDEO}"),
+            (VIDEO, "there", "there: exists already; choose another name"),
+            (VIDEO, "no/out", "the folder .* does not exist; create it first"),
+            (VIDEO, "there/out", "the folder .* does not exist; create it first"),
+        ],
+    )
+    def test_is_refused_in_one_line(
+        self, result: Result, tmp_path: Path, video: str, out: str, said: str, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "there").write_text("mine")
+        for name in FORMATS:
+            assert cli.main(["export", name, video, str(tmp_path / out), "--store", result.store.root]) == 1
+            printed = capfd.readouterr()
+            (line,) = printed.err.splitlines()
+            assert re.search(said, line)
+            assert not printed.out
 
     def test_is_one_of_those_that_exist(self, result: Result, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="no export format 'nerfstudo'; did you mean nerfstudio"):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from vipe_dag.config_words import did_you_mean
 from vipe_dag.errors import ConfigError
@@ -70,14 +69,13 @@ class ExportSettings(_Settings):
     def _known(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
         for name in formats:
             if name not in FORMATS:
-                fact = f"no export format {name!r}{did_you_mean(name, FORMATS)}; there are: {', '.join(FORMATS)}"
-                raise PydanticCustomError("format", "{fact}", {"fact": fact})
+                raise ValueError(f"no export format {name!r}{did_you_mean(name, FORMATS)}; there are: {', '.join(FORMATS)}")
         return tuple(dict.fromkeys(formats))
 
     @model_validator(mode="after")
     def _placed(self) -> ExportSettings:
         if self.formats and (self.folder is None or not Path(self.folder).is_absolute()):
-            raise PydanticCustomError("folder", "formats need a `folder` beside them, an absolute path")
+            raise ValueError("formats need a `folder` beside them, an absolute path")
         return self
 
 
@@ -105,7 +103,8 @@ def load_operations(root: str) -> Operations:
         name = ".".join(map(str, detail["loc"]))
         if detail["type"] == "extra_forbidden":
             raise ConfigError(f"{where}: there is no setting {name}{did_you_mean(name, setting_names())}") from error
-        raise ConfigError(f"{where}: {name}: {detail['msg']}, found {detail['input']!r}") from error
+        fact = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else f"{detail['msg']}, found {detail['input']!r}"
+        raise ConfigError(f"{where}: {name}: {fact}") from error
 
 
 def collect_garbage(root: str, retention_days: float | None = None, keep: int | None = None, dry_run: bool = False) -> list[Swept]:
