@@ -7,6 +7,7 @@ import dagster as dg
 from assets_defs.assets import GROUP, build_assets
 from assets_defs.automation import build_automation_sensor
 from assets_defs.coverage import build_coverage_checks
+from assets_defs.exports import build_exports
 from assets_defs.ingestion import build_ingest_sensor
 from assets_defs.jobs import build_coverage_job, build_job
 from assets_defs.maintenance import build_schedules, maintenance, reconcile, retry_quarantined
@@ -38,7 +39,7 @@ def build_definitions(
     coverage_job = build_coverage_job()
     operations = load_operations(place)
     return dg.Definitions(
-        assets=build_assets(loaded),
+        assets=[*build_assets(loaded), *build_exports(operations.exports)],
         asset_checks=build_coverage_checks(store.open, present),
         jobs=[job, coverage_job, reconcile, maintenance, retry_quarantined],
         sensors=[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,22 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, max_exa
 settings.load_profile("repeatable")
 
 REAL_CLIPS = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each stage was computed; all of them are replaced by quick ones."""
+    import quick_stages
+
+    return quick_stages.install(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of twelve frames."""
+    from clips import write_clip
+
+    return write_clip(tmp_path_factory.mktemp("clips") / "slide.mp4", 12)
 
 
 @pytest.fixture(scope="session")

@@ -14,21 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from video_files import number_on, write_pictures, write_video
+from video_files import numbers, refusal, write_pictures, write_video
 from vipe_dag.calibration import Calibration
 from vipe_dag.errors import ConfigError, SourceError
 from vipe_dag.video import Clip, SourceRecord, expand_sources, make_video_id, open_source, validate_video_id
-
-
-def numbers(uri: str | Path, clip: Clip | None = None) -> list[int]:
-    return [number_on(frame.rgb) for frame in open_source(str(uri)).iterate(clip or Clip())]
-
-
-def refusal(uri: str | Path) -> str:
-    with pytest.raises(SourceError) as caught:
-        list(open_source(str(uri)).iterate())
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 class _Parts(BaseHTTPRequestHandler):
