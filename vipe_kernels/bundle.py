@@ -13,12 +13,15 @@ No Python loop runs over edges or points; memory is bounded by handling whole so
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vipe_kernels import cameras, fused
+from vipe_kernels.backend import backend_for
 
 _SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "k1": (4,), "k2": (5,)}
 _CHUNK_ROWS = 150_000
@@ -57,6 +60,11 @@ class Edges:
     destination: Tensor
     target: Tensor
     weight: Tensor
+
+    @cached_property
+    def host_source(self) -> NDArray[np.int64]:
+        """`source` on the host, copied from the device once."""
+        return self.source.cpu().numpy()
 
     @classmethod
     def of(cls, source: Tensor, destination: Tensor, target: Tensor, weight: Tensor) -> Edges:
@@ -228,9 +236,23 @@ class Sums:
 
 
 def linearise(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float) -> Sums:
-    """Linearise the measurements of a chunk: compiled on the CPU, by tensor operations elsewhere. r, t: `relative` of its edges."""
-    on_cpu = state.params.device.type == "cpu" and state.params.dtype == torch.float64
-    return (linearise_compiled if on_cpu else linearise_tensors)(problem, state, chunk, r, t, rays, d_ray, scale)
+    """Linearise the measurements of a chunk. r, t: `relative` of its edges; rays (K, P, 3), d_ray (K, P, 2, n): of all keyframes."""
+    chosen = backend_for(state.params)
+    if chosen == "triton":
+        from vipe_kernels.gpu import adjustment
+
+        return adjustment.linearise(problem, state, chunk, r, t, rays, d_ray, scale)
+    return (linearise_compiled if chosen == "compiled" else linearise_tensors)(problem, state, chunk, r, t, rays, d_ray, scale)
+
+
+def eliminate(E: Tensor, C: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """E C^-1 E^T (S, W, W) and E C^-1 w (S, W) for S sources: E (S, W, P), C > 0 and w (S, P)."""
+    if backend_for(E) == "triton":
+        from vipe_kernels.gpu import schur
+
+        return schur.eliminate(E, C, w)
+    EC = E / C.unsqueeze(1)
+    return EC @ E.transpose(1, 2), (EC @ w.unsqueeze(-1)).squeeze(-1)
 
 
 def _width(problem: Problem, src: Tensor) -> int:
@@ -382,10 +404,9 @@ def _build(problem: Problem, state: State, scale: float) -> _System:
         _scatter(S, size, rows_i, rows_j, Hij)
         _scatter(S, size, rows_j, rows_i, Hij.transpose(1, 2))
         v.index_add_(0, rows_i.ravel(), gi.ravel()).index_add_(0, rows_j.ravel(), gj.ravel())
-        c_inverse = 1.0 / C[first : last + 1].clamp_min(1e-12)
-        EC = E * c_inverse.unsqueeze(1)
-        _scatter(S, size, index, index, -(EC @ E.transpose(1, 2)))
-        v.index_add_(0, index.ravel(), -(EC @ w[first : last + 1].unsqueeze(-1)).ravel())
+        product, shift = eliminate(E, C[first : last + 1].clamp_min(1e-12), w[first : last + 1])
+        _scatter(S, size, index, index, -product)
+        v.index_add_(0, index.ravel(), -shift.ravel())
         blocks.append((first, last + 1, index, E.to(torch.float32)))
     matrix = S.view(size + 1, size + 1)[:size, :size]
     vector = v[:size]
