@@ -60,6 +60,20 @@ def _distort(x, y, params, model):
 
 
 @compiled
+def _intrinsic_slope(code, x, y, xd, yd, fx, fy, model):
+    """How a free intrinsic moves the pixel of the normalised point (x, y), distorted (xd, yd)."""
+    if code == 0:
+        return fx * xd, fy * yd
+    r2 = x * x + y * y
+    if model == 2:
+        radius = math.sqrt(r2 + 1e-18)
+        power = math.atan(radius) ** (2 * code + 1) / radius
+    else:
+        power = r2**code
+    return fx * x * power, fy * y * power
+
+
+@compiled
 def linearise(
     first, last, starts, base, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
     rotation_only, Hjj, gj, Hjk, Hkk, gk, E, C, w, totals,
@@ -136,16 +150,7 @@ def linearise(
                     b11 = ay * r[0, 1] + by * r[1, 1] + zy * r[2, 1]
                     for m in range(n):
                         gx, gy = ray_slope[k, p, 0, m], ray_slope[k, p, 1, m]
-                        if codes[m] == 0:
-                            mx, my = fx * xd, fy * yd
-                        else:
-                            r2 = x * x + y * y
-                            if model == 2:
-                                radius = math.sqrt(r2 + 1e-18)
-                                power = math.atan(radius) ** (2 * codes[m] + 1) / radius
-                            else:
-                                power = r2 ** codes[m]
-                            mx, my = fx * x * power, fy * y * power
+                        mx, my = _intrinsic_slope(codes[m], x, y, xd, yd, fx, fy, model)
                         K[0, m] = mx + b00 * gx + b01 * gy
                         K[1, m] = my + b10 * gx + b11 * gy
                     for m in range(n):
@@ -160,6 +165,59 @@ def linearise(
                 for j in range(i, 6):
                     Hjj[e, i, j] = H[i, j]
                     Hjj[e, j, i] = H[i, j]
+
+
+@compiled
+def back_substitute(
+    first, last, starts, base, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
+    move, shared, out,
+):  # fmt: skip
+    """E^T dx of source keyframes [first, last) of a chunk: out (S, P), zero before. Arguments as of `linearise`; move (E, 6): of each
+    destination camera relative to its source, in its tangent; shared (n,): of the free intrinsics.
+    """
+    n = len(codes)
+    fx, fy, cx, cy = params[0], params[1], params[2], params[3]
+    points = depth.shape[1]
+    for s in range(first, last):
+        k = base + s
+        if not depth_free[k]:
+            continue
+        for e in range(starts[s], starts[s + 1]):
+            r, m = R[e], move[e]
+            t0, t1, t2 = t[e, 0], t[e, 1], t[e, 2]
+            for p in range(points):
+                trust = weight[e, p]
+                if trust <= 0.0:
+                    continue
+                d = depth[k, p]
+                ray = rays[k, p]
+                X = r[0, 0] * ray[0] + r[0, 1] * ray[1] + r[0, 2] * ray[2] + t0 * d
+                Y = r[1, 0] * ray[0] + r[1, 1] * ray[1] + r[1, 2] * ray[2] + t1 * d
+                Z = r[2, 0] * ray[0] + r[2, 1] * ray[1] + r[2, 2] * ray[2] + t2 * d
+                if near >= Z:
+                    continue
+                iz = 1.0 / Z
+                x, y = X * iz, Y * iz
+                if x * x + y * y > limit:
+                    continue
+                xd, yd, a, b, c = _distort(x, y, params, model)
+                ex = target[e, p, 0] - (fx * xd + cx)
+                ey = target[e, p, 1] - (fy * yd + cy)
+                shape = scale2 / (scale2 + ex * ex + ey * ey)
+                ax, bx, zx, ay, by, zy = _point_jacobian(x, y, iz, fx, fy, a, b, c)
+                # motion of the point in the destination camera, then of its pixel
+                px = d * m[0] + m[4] * Z - m[5] * Y
+                py = d * m[1] + m[5] * X - m[3] * Z
+                pz = d * m[2] + m[3] * Y - m[4] * X
+                ux, uy = ax * px + bx * py + zx * pz, ay * px + by * py + zy * pz
+                for i in range(n):
+                    gx, gy = ray_slope[k, p, 0, i], ray_slope[k, p, 1, i]
+                    qx, qy, qz = r[0, 0] * gx + r[0, 1] * gy, r[1, 0] * gx + r[1, 1] * gy, r[2, 0] * gx + r[2, 1] * gy
+                    mx, my = _intrinsic_slope(codes[i], x, y, xd, yd, fx, fy, model)
+                    ux += shared[i] * (mx + ax * qx + bx * qy + zx * qz)
+                    uy += shared[i] * (my + ay * qx + by * qy + zy * qz)
+                jdx, jdy = ax * t0 + bx * t1 + zx * t2, ay * t0 + by * t1 + zy * t2
+                out[s, p] += trust * shape * shape * (jdx * ux + jdy * uy)
 
 
 @compiled

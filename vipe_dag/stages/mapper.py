@@ -31,7 +31,7 @@ _ENOUGH_POINTS = 20
 """A camera that fewer points agree on is chance: six of them fit any picture."""
 
 _HOLDS = 0.5
-"""Share of the measurements of a first window that its cameras have to explain."""
+"""Share of the measurements that the cameras of a first window, or that of a keyframe found again, have to explain."""
 
 _WIDEST = 64.0
 """No robust kernel is wider, in pixels of a 640-pixel picture."""
@@ -128,8 +128,7 @@ class Mapper:
         """Measure each keyframe against its `radius` predecessors, both ways."""
         for position, k in enumerate(keyframes):
             for other in keyframes[max(0, position - radius) : position]:
-                self.scene.connect(other, k, through=keyframes)
-                self.scene.connect(k, other, through=keyframes)
+                self.scene.connect_both(other, k, through=keyframes)
 
     def begin(self, start: tuple[int, ...]) -> bool:
         """Place a window of keyframes; False, and nothing is placed, where no cameras explain most of what was measured."""
@@ -197,10 +196,13 @@ class Mapper:
         """Measure a keyframe against posed neighbours and pose it from them; False, and nothing is left of it, where it does not fit."""
         chain = tuple(sorted((k, *near)))
         for other in near:
-            self.scene.connect(other, k, through=chain)
-            self.scene.connect(k, other, through=chain)
-        found = self.scene.extend(k, near)
-        if found is None or found.inliers < self.config.min_inliers or found.agreeing < _ENOUGH_POINTS:
+            self.scene.connect_both(other, k, through=chain)
+        return self.fits(k, near, self.config.min_inliers)
+
+    def fits(self, k: int, known: list[int], inliers: float) -> bool:
+        """Pose a keyframe from what is measured of it in known ones; False, and it is detached, where fewer than a share agree."""
+        found = self.scene.extend(k, known)
+        if found is None or found.inliers < inliers or found.agreeing < _ENOUGH_POINTS:
             self.scene.detach(k)
             return False
         return True
@@ -234,14 +236,11 @@ class Mapper:
         self.scene.detach(k)
         for other in known:
             self.scene.edges[(other, k)] = self.scene.m.matched_edge(other, k)
-        found = self.scene.extend(k, known)
-        if found is None or found.inliers < 0.5 or found.agreeing < _ENOUGH_POINTS:
-            self.scene.detach(k)
+        if not self.fits(k, known, _HOLDS):
             return False
         for other in known:
             del self.scene.edges[(other, k)]
-            self.scene.connect(other, k)
-            self.scene.connect(k, other)
+            self.scene.connect_both(other, k)
         return True
 
     def local(self, k: int, keyframes: tuple[int, ...], anchor: int) -> None:
@@ -314,8 +313,7 @@ class Mapper:
         added = []
         for a, b in far_pairs(scene, keyframes, config.radius, config.revisits):
             if (a, b) not in scene.edges and len(scene.m.matches(a, b)):
-                scene.connect(a, b)
-                scene.connect(b, a)
+                scene.connect_both(a, b)
                 added.append((a, b))
                 progress()
         if not added:
@@ -327,8 +325,7 @@ class Mapper:
             self.everything(keyframes, wide, config.global_steps, self.intrinsics)
             for a, b in added:
                 del scene.edges[(a, b)], scene.edges[(b, a)]
-                scene.connect(a, b)
-                scene.connect(b, a)
+                scene.connect_both(a, b)
         self.everything(keyframes, config.global_scales, config.global_steps, self.intrinsics)
         return True
 
@@ -337,7 +334,6 @@ class Mapper:
         largest = 0.0
         for a, b in pairs:
             matched = self.scene.m.matched_edge(a, b)
-            seen = matched.weight > 0
-            expected = self.scene.predict_pose(a, self.scene.rotation[b], self.scene.translation[b])
-            largest = max(largest, float(np.median(np.linalg.norm(expected[seen] - matched.target[seen], axis=1))))
+            expected = self.scene.predict_pose(a, self.scene.rotation[b], self.scene.translation[b])[matched.index]
+            largest = max(largest, float(np.median(np.linalg.norm(expected - matched.target, axis=1))))
         return min(largest, _WIDEST * self.unit) / self.unit

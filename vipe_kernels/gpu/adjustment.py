@@ -126,9 +126,10 @@ def _back_substitute(
 
 def linearise(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float) -> Sums:
     """`bundle.linearise`; E in float32, the rest in float64, cost and mass on the device. Does not wait for the device."""
+    (first, last), n, points = problem.edges.span(chunk), len(problem.intrinsics), problem.uv.shape[1]
     sources = problem.edges.host_source[chunk]
-    edges, span, n, points = len(sources), int(sources[-1] - sources[0]) + 1, len(problem.intrinsics), problem.uv.shape[1]
-    width = 6 * (int(np.bincount(sources - sources[0]).max()) + 1) + n
+    edges, span = len(sources), last - first
+    width = 6 * (int(np.bincount(sources - first).max()) + 1) + n
     rows = 7 + n
     grid = (span, triton.cdiv(points, BLOCK))
     empty, device = torch.empty, state.params.device
@@ -136,7 +137,7 @@ def linearise(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor
     E = torch.zeros(span, width, points, dtype=torch.float32, device=device)  # a source with fewer edges leaves rows untouched
     C, w = (empty(span, points, dtype=torch.float32, device=device) for _ in range(2))
     arguments, options = _common(problem, state, chunk, r, t, rays, d_ray)
-    _linearise[grid](*arguments, parts, E, C, w, int(sources[0]), points, width, scale * scale, problem.near, **options)
+    _linearise[grid](*arguments, parts, E, C, w, first, points, width, scale * scale, problem.near, **options)
     sums = parts.sum(1, dtype=torch.float64)
     full = sums[:, _symmetric(rows, device)]
     last = full.sum(0)
@@ -151,12 +152,11 @@ def back_substitute(
     shared: Tensor,
 ) -> Tensor:  # fmt: skip
     """`bundle.back_substitute`, float64. Does not wait for the device."""
-    sources = problem.edges.host_source[chunk]
-    span, points = int(sources[-1] - sources[0]) + 1, problem.uv.shape[1]
-    out = torch.empty(span, points, dtype=torch.float32, device=state.params.device)
+    (first, last), points = problem.edges.span(chunk), problem.uv.shape[1]
+    out = torch.empty(last - first, points, dtype=torch.float32, device=state.params.device)
     arguments, options = _common(problem, state, chunk, r, t, rays, d_ray)
-    _back_substitute[(span, triton.cdiv(points, BLOCK))](
-        *arguments, move.contiguous(), shared.contiguous(), out, int(sources[0]), points, scale * scale, problem.near, **options
+    _back_substitute[(last - first, triton.cdiv(points, BLOCK))](
+        *arguments, move.contiguous(), shared.contiguous(), out, first, points, scale * scale, problem.near, **options
     )
     return out.to(torch.float64)
 
@@ -166,9 +166,8 @@ def _common(
 ) -> tuple[list[Tensor], dict[str, Any]]:
     """Tensors that both kernels begin with, and what they are compiled for."""
     edges, device = problem.edges, state.params.device
-    sources = edges.host_source[chunk]
-    # edges of each source: from the host, where they are known, without waiting for it to be copied
-    starts = np.searchsorted(sources, int(sources[0]) + np.arange(int(sources[-1] - sources[0]) + 2)).astype(np.int64)
+    first, last = edges.span(chunk)
+    starts = np.searchsorted(edges.host_source[chunk], np.arange(first, last + 1)).astype(np.int64)
     codes = [fused.INTRINSIC_CODES[free.name] for free in problem.intrinsics]
     # the only look at the device of a lens with distortion: where its polynomial folds is found on the host
     limit = cameras.fold_radius(state.params, problem.model).clamp_max(cameras.NORMALISED_LIMIT)
