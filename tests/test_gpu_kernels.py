@@ -22,10 +22,10 @@ from vipe_kernels.flow import forward_backward_error, forward_backward_error_ten
 from vipe_kernels.triangulate import Triangulation, triangulate_tensors
 
 triton = pytest.importorskip("triton", reason="Triton is not on this platform")
-import triton.language as tl
+import triton.language as tl  # noqa: E402
 
-from vipe_kernels.gpu import adjustment, consistency, schur, triangulation
-from vipe_kernels.gpu.measurement import arctan
+from vipe_kernels.gpu import adjustment, consistency, schur, triangulation  # noqa: E402
+from vipe_kernels.gpu.measurement import arctan  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -99,8 +99,8 @@ def forward_backward_error(forward: Tensor, backward: Tensor) -> Tensor: ...
 def forward_backward_error(forward: F32 | Tensor, backward: F32 | Tensor) -> F32 | Tensor:
     """(H, W) float32 pixels: how far forward then backward miss the start; infinite where forward leaves the image.
 
-    Tensors (..., H, W, 2) may hold many pairs, and stay on their device. OpenCV looks arrays up at positions rounded to 1/32 pixel; tensors are
-    looked up where they are.
+    Tensors (..., H, W, 2) may hold many pairs, and stay on their device. Arrays are looked up by OpenCV, which rounds positions to
+    1/32 pixel; tensors are looked up exactly.
     """
     if isinstance(forward, Tensor) and isinstance(backward, Tensor):
         if backend_for(forward) == "triton":

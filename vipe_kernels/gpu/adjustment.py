@@ -1,8 +1,8 @@
 """Linearisation of bundle adjustment and substitution of the depths: `bundle.linearise` and `bundle.back_substitute` on a GPU.
 
-A program owns 64 points of one source keyframe and walks over the edges of that source: what is summed over edges for a point (C, w, the rows
-of the source camera and of the intrinsics) stays in its registers, and what is summed over the points of an edge leaves it as one partial
-sum, added to the others in float64 afterwards. A sum over 64 points in float32, as a tree, is right to some 4e-7.
+A program owns 64 points of one source keyframe and walks over the edges of that source: what is summed over edges for a point (C, w, the
+rows of the source camera and of the intrinsics) stays in its registers, and what is summed over the points of an edge leaves it as one
+partial sum, added to the others in float64 afterwards. A sum over 64 points in float32, as a tree, is right to some 4e-7.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from vipe_kernels.bundle import Problem, State, Sums
 from vipe_kernels.gpu.measurement import measure, number, source_points
 
 BLOCK = 64
-"""Points of a program, two per lane of its one warp: within a warp, sums over points are shuffles without a barrier, and two points'
-Jacobians (about 100 numbers) fit the 255 registers of a lane where four would not."""
+"""Points of a program, two per lane of its one warp: within a warp, sums over points are shuffles without a barrier, and the Jacobians of
+two points take 96 to 168 of a lane's 255 registers (sm_80, sm_90)."""
 WARPS = 1
 
 
@@ -46,8 +46,8 @@ def _linearise(
     n0, n1, n2 = zero, zero, zero
     for e in range(first, last):
         u, v, jdx, jdy, q, cost, mass = measure(
-            e, lane, inside, ray_x, ray_y, ray_z, d, moves, slope, rotation, translation, target, weight, params, limit, points, scale2, near,
-            MODEL, CODES, N, ROTATION_ONLY,
+            e, lane, inside, ray_x, ray_y, ray_z, d, moves, slope, rotation, translation, target, weight, params, limit, points, scale2,
+            near, MODEL, CODES, N, ROTATION_ONLY,
         )  # fmt: skip
         out = parts + (e * blocks + block) * size
         place = 0
@@ -110,8 +110,8 @@ def _back_substitute(
     total = tl.zeros((BLOCK,), tl.float32)
     for e in range(tl.load(starts + s), tl.load(starts + s + 1)):
         u, v, jdx, jdy, q, _, _ = measure(
-            e, lane, inside, ray_x, ray_y, ray_z, d, moves, slope, rotation, translation, target, weight, params, limit, points, scale2, near,
-            MODEL, CODES, N, ROTATION_ONLY,
+            e, lane, inside, ray_x, ray_y, ray_z, d, moves, slope, rotation, translation, target, weight, params, limit, points, scale2,
+            near, MODEL, CODES, N, ROTATION_ONLY,
         )  # fmt: skip
         shift_x, shift_y = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
         for i in tl.static_range(6):
@@ -140,9 +140,9 @@ def linearise(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor
     _linearise[grid](*arguments, parts, E, C, w, first, points, width, scale * scale, problem.near, **options)
     sums = parts.sum(1, dtype=torch.float64)
     full = sums[:, _symmetric(rows, device)]
-    last = full.sum(0)
+    over_edges = full.sum(0)
     return Sums(
-        full[:, :6, :6], full[:, :6, -1], full[:, :6, 6:-1], last[6:-1, 6:-1], last[6:-1, -1],
+        full[:, :6, :6], full[:, :6, -1], full[:, :6, 6:-1], over_edges[6:-1, 6:-1], over_edges[6:-1, -1],
         E, C.to(torch.float64), w.to(torch.float64), sums[:, -2].sum(), sums[:, -1].sum(),
     )  # fmt: skip
 

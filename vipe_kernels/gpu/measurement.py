@@ -13,7 +13,7 @@ from vipe_kernels import formulas
 
 
 def _formula(function: Callable[..., Any]) -> Any:
-    """A formula for use within kernels; as if it stood in this module, because Triton wants to see its language among a function's globals."""
+    """A formula for use within kernels, as if it stood in this module: Triton wants to see its language among a function's globals."""
     return triton.jit(FunctionType(function.__code__, globals(), function.__name__))
 
 
@@ -80,8 +80,8 @@ def measure(
 ):  # fmt: skip
     """Edge e at the points `lane` of its source, where `inside`.
 
-    Returns u, v: rows of [d pixel / d destination camera (6), d pixel / d intrinsics (N), error]; jdx, jdy by inverse depth; q: robust weight
-    of the squares; cost and mass as of `bundle.Sums`. q is 0, and all is finite, where a point is not measured or not seen.
+    Returns u, v: rows of [d pixel / d destination camera (6), d pixel / d intrinsics (N), error]; jdx, jdy by inverse depth; q: robust
+    weight of the squares; cost and mass as of `bundle.Sums`. q is 0, and all is finite, where a point is not measured or not seen.
     """
     r00, r01, r02 = number(rotation, 9 * e), number(rotation, 9 * e + 1), number(rotation, 9 * e + 2)
     r10, r11, r12 = number(rotation, 9 * e + 3), number(rotation, 9 * e + 4), number(rotation, 9 * e + 5)
