@@ -256,7 +256,7 @@ def build(kernel, types, constants, warps):
 
 sizes = {"base": "i32", "points": "i32", "width": "i32", "height": "i32", "count": "i32", "pixels": "i64"}
 shared = {**sizes, "starts": "*i64", "depth_free": "*i1", "scale2": "fp32", "near": "fp32"}
-wide = {"MODEL": 2, "CODES": (0, -1, -1), "N": 1, "ROTATION_ONLY": False, "BLOCK": adjustment.BLOCK}
+wide = {"MODEL": 2, "CODES": (0,), "N": 1, "ROTATION_ONLY": False, "BLOCK": adjustment.BLOCK}
 build(adjustment._linearise, {**shared, **dict.fromkeys(("parts", "E", "C", "w"), "*fp32")}, wide, adjustment.WARPS)
 build(adjustment._back_substitute, {**shared, "out": "*fp32"}, wide, adjustment.WARPS)
 build(schur._eliminate, {**sizes, "E": "*fp32"}, {"TILE": schur.TILE, "POINTS": schur.POINTS}, schur.WARPS)

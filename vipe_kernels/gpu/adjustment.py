@@ -25,6 +25,27 @@ two points take 96 to 168 of a lane's 255 registers (sm_80, sm_90)."""
 WARPS = 1
 
 
+@triton.jit
+def zeros(COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """That many blocks of zeros."""
+    found = ()
+    for _ in tl.static_range(COUNT):
+        found = found + (tl.zeros((BLOCK,), tl.float32),)
+    return found
+
+
+@triton.jit
+def _minus_adjoint(rows, f, r, t):
+    """rows - f Ad, Ad = [[R, [t] R], [0, R]]: what f, rows of a destination camera, says about the source camera."""
+    t0, t1, t2 = number(t, 0), number(t, 1), number(t, 2)
+    g = (f[0], f[1], f[2], f[3] + f[1] * t2 - f[2] * t1, f[4] + f[2] * t0 - f[0] * t2, f[5] + f[0] * t1 - f[1] * t0)
+    found = ()
+    for i in tl.static_range(6):
+        turned = g[i // 3 * 3] * number(r, i % 3) + g[i // 3 * 3 + 1] * number(r, 3 + i % 3) + g[i // 3 * 3 + 2] * number(r, 6 + i % 3)
+        found = found + (rows[i] - turned,)
+    return found
+
+
 @triton.jit(do_not_specialize=["base", "width"])
 def _linearise(
     starts, rotation, translation, rays, depth, depth_free, target, weight, params, limit, ray_slope, parts, E, C, w,
@@ -40,10 +61,8 @@ def _linearise(
     size: tl.constexpr = rows * (rows + 1) // 2 + 2
     first, last = tl.load(starts + s), tl.load(starts + s + 1)
     corner = E + s * width * points + lane
-    zero = tl.zeros((BLOCK,), tl.float32)
-    c_sum, w_sum = zero, zero
-    s0, s1, s2, s3, s4, s5 = zero, zero, zero, zero, zero, zero
-    n0, n1, n2 = zero, zero, zero
+    c_sum, w_sum = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    own, shared = zeros(6, BLOCK), zeros(N, BLOCK)
     for e in range(first, last):
         u, v, jdx, jdy, q, cost, mass = measure(
             e, lane, inside, ray_x, ray_y, ray_z, d, moves, slope, rotation, translation, target, weight, params, limit, points, scale2,
@@ -60,39 +79,20 @@ def _linearise(
         qx, qy = q * jdx, q * jdy
         c_sum += qx * jdx + qy * jdy
         w_sum += qx * u[6 + N] + qy * v[6 + N]
-        f0, f1, f2 = u[0] * qx + v[0] * qy, u[1] * qx + v[1] * qy, u[2] * qx + v[2] * qy
-        f3, f4, f5 = u[3] * qx + v[3] * qy, u[4] * qx + v[4] * qy, u[5] * qx + v[5] * qy
         row = corner + 6 * (1 + e - first) * points
-        tl.store(row, f0, mask=inside)
-        tl.store(row + points, f1, mask=inside)
-        tl.store(row + 2 * points, f2, mask=inside)
-        tl.store(row + 3 * points, f3, mask=inside)
-        tl.store(row + 4 * points, f4, mask=inside)
-        tl.store(row + 5 * points, f5, mask=inside)
-        # row of the source camera: -(E_j Ad), Ad = [[r, [t] r], [0, r]]
-        t0, t1, t2 = number(translation, 3 * e), number(translation, 3 * e + 1), number(translation, 3 * e + 2)
-        h0, h1, h2 = f3 + f1 * t2 - f2 * t1, f4 + f2 * t0 - f0 * t2, f5 + f0 * t1 - f1 * t0
-        r00, r01, r02 = number(rotation, 9 * e), number(rotation, 9 * e + 1), number(rotation, 9 * e + 2)
-        r10, r11, r12 = number(rotation, 9 * e + 3), number(rotation, 9 * e + 4), number(rotation, 9 * e + 5)
-        r20, r21, r22 = number(rotation, 9 * e + 6), number(rotation, 9 * e + 7), number(rotation, 9 * e + 8)
-        s0 -= f0 * r00 + f1 * r10 + f2 * r20
-        s1 -= f0 * r01 + f1 * r11 + f2 * r21
-        s2 -= f0 * r02 + f1 * r12 + f2 * r22
-        s3 -= h0 * r00 + h1 * r10 + h2 * r20
-        s4 -= h0 * r01 + h1 * r11 + h2 * r21
-        s5 -= h0 * r02 + h1 * r12 + h2 * r22
-        if N > 0:
-            n0 += u[6] * qx + v[6] * qy
-        if N > 1:
-            n1 += u[7] * qx + v[7] * qy
-        if N > 2:
-            n2 += u[8] * qx + v[8] * qy
+        f = ()
+        for i in tl.static_range(6):
+            f = f + (u[i] * qx + v[i] * qy,)
+            tl.store(row + i * points, f[i], mask=inside)
+        own = _minus_adjoint(own, f, rotation + 9 * e, translation + 3 * e)
+        sums = ()
+        for i in tl.static_range(N):
+            sums = sums + (shared[i] + u[6 + i] * qx + v[6 + i] * qy,)
+        shared = sums
     tl.store(C + s * points + lane, c_sum, mask=inside)
     tl.store(w + s * points + lane, w_sum, mask=inside)
-    own = (s0, s1, s2, s3, s4, s5)
     for i in tl.static_range(6):
         tl.store(corner + i * points, own[i], mask=inside)
-    shared = (n0, n1, n2)
     for i in tl.static_range(N):
         tl.store(corner + (width - N + i) * points, shared[i], mask=inside)
 
@@ -168,7 +168,7 @@ def _common(
     edges, device = problem.edges, state.params.device
     first, last = edges.span(chunk)
     starts = np.searchsorted(edges.host_source[chunk], np.arange(first, last + 1)).astype(np.int64)
-    codes = [fused.INTRINSIC_CODES[free.name] for free in problem.intrinsics]
+    codes = tuple(fused.INTRINSIC_CODES[free.name] for free in problem.intrinsics)
     # the only look at the device of a lens with distortion: where its polynomial folds is found on the host
     limit = cameras.fold_radius(state.params, problem.model).clamp_max(cameras.NORMALISED_LIMIT)
     tensors = [
@@ -177,7 +177,7 @@ def _common(
     ]  # fmt: skip
     options = {
         "MODEL": fused.MODEL_CODES[problem.model],
-        "CODES": tuple(codes) + (-1,) * (3 - len(codes)),
+        "CODES": codes,
         "N": len(codes),
         "ROTATION_ONLY": problem.rotation_only,
         "BLOCK": BLOCK,
