@@ -28,6 +28,8 @@ from vipe_kernels.reduced import Pattern, Reduced, order_in_source, places
 
 _SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "k1": (4,), "k2": (5,)}
 _CHUNK_ROWS = 150_000
+_GPU_CHUNK_ROWS = 2_000_000
+"""Measurements handled at a time on a GPU: enough to fill it, in a few hundred megabytes."""
 
 
 @dataclass(frozen=True)
@@ -207,13 +209,14 @@ def residuals(problem: Problem, state: State) -> Tensor:
 
 def _chunks(problem: Problem) -> list[slice]:
     """Runs of edges that hold whole source keyframes and about _CHUNK_ROWS points."""
+    limit = _GPU_CHUNK_ROWS if problem.edges.source.is_cuda else _CHUNK_ROWS
     source, points = problem.edges.source, max(1, problem.edges.weight.shape[1])
     if len(source) == 0:
         return []
     counts = torch.unique_consecutive(source, return_counts=True)[1].tolist()
     chunks, start, size = [], 0, 0
     for count in counts:
-        if size and (size + count) * points > _CHUNK_ROWS:
+        if size and (size + count) * points > limit:
             chunks.append(slice(start, start + size))
             start, size = start + size, 0
         size += count
