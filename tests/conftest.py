@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from hypothesis import settings
 # Before torch, OpenCV, matplotlib or Dagster is imported. Workers share the cores; more threads each only make them wait.
 for _variable, _value in {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "DAGSTER_DISABLE_TELEMETRY": "1", "NO_COLOR": "1"}.items():
     os.environ.setdefault(_variable, _value)
+
+# Triton compiles its kernels for the GPU; without one it interprets them, which it decides when it is first imported.
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("repeatable")

@@ -14,18 +14,23 @@ block-sparse (`reduced`), and E is not kept but formed again when the depths are
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vipe_kernels import cameras, fused
+from vipe_kernels.backend import backend_for
 from vipe_kernels.reduced import Pattern, Reduced, order_in_source, places
 
 SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "cx": (2,), "cy": (3,), "k1": (4,), "k2": (5,)}
 """Entries of the 9-vector of parameters that an intrinsic moves."""
 _CHUNK_ROWS = 150_000
+_GPU_CHUNK_ROWS = 2_000_000
+"""Measurements handled at a time on a GPU: enough to fill it, in a few hundred megabytes."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,16 @@ class Edges:
     destination: Tensor
     target: Tensor
     weight: Tensor
+
+    @cached_property
+    def host_source(self) -> NDArray[np.int64]:
+        """`source` on the host, copied from its device once."""
+        return self.source.cpu().numpy()
+
+    def span(self, chunk: slice) -> tuple[int, int]:
+        """The first source of a run of edges, and one past the last."""
+        sources = self.host_source[chunk]
+        return int(sources[0]), int(sources[-1]) + 1
 
     @classmethod
     def of(cls, source: Tensor, destination: Tensor, target: Tensor, weight: Tensor) -> Edges:
@@ -196,13 +211,14 @@ def residuals(problem: Problem, state: State) -> Tensor:
 
 def _chunks(problem: Problem) -> list[slice]:
     """Runs of edges that hold whole source keyframes and about _CHUNK_ROWS points."""
+    limit = _GPU_CHUNK_ROWS if problem.edges.source.is_cuda else _CHUNK_ROWS
     source, points = problem.edges.source, max(1, problem.edges.weight.shape[1])
     if len(source) == 0:
         return []
     counts = torch.unique_consecutive(source, return_counts=True)[1].tolist()
     chunks, start, size = [], 0, 0
     for count in counts:
-        if size and (size + count) * points > _CHUNK_ROWS:
+        if size and (size + count) * points > limit:
             chunks.append(slice(start, start + size))
             start, size = start + size, 0
         size += count
@@ -233,7 +249,7 @@ class Sums:
     """Sums over the measurements of one chunk of S source keyframes and their E edges, in the tangent of the destination camera.
 
     Hjj (E, 6, 6), gj (E, 6); with the n free intrinsics Hjk (E, 6, n), Hkk (n, n), gk (n,); with the inverse depths E (S, width, P), rows
-    [source pose, each destination pose, intrinsics], C (S, P) and w (S, P); robust cost and mass.
+    [source pose, each destination pose, intrinsics], C (S, P) and w (S, P); robust cost and mass, which may wait on the device.
     """
 
     Hjj: Tensor
@@ -244,14 +260,28 @@ class Sums:
     E: Tensor
     C: Tensor
     w: Tensor
-    cost: float
-    mass: float
+    cost: float | Tensor
+    mass: float | Tensor
 
 
 def linearise(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float) -> Sums:
-    """Linearise the measurements of a chunk: compiled on the CPU, by tensor operations elsewhere. r, t: `relative` of its edges."""
-    on_cpu = state.params.device.type == "cpu" and state.params.dtype == torch.float64
-    return (linearise_compiled if on_cpu else linearise_tensors)(problem, state, chunk, r, t, rays, d_ray, scale)
+    """Linearise the measurements of a chunk. r, t: `relative` of its edges; rays, d_ray: `_rays` of all keyframes."""
+    chosen = backend_for(state.params)
+    if chosen == "triton":
+        from vipe_kernels.gpu import adjustment
+
+        return adjustment.linearise(problem, state, chunk, r, t, rays, d_ray, scale)
+    return (linearise_compiled if chosen == "compiled" else linearise_tensors)(problem, state, chunk, r, t, rays, d_ray, scale)
+
+
+def eliminate(E: Tensor, C: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """E C^-1 E^T (S, W, W) and E C^-1 w (S, W) of S sources: E (S, W, P); C > 0 and w (S, P)."""
+    if backend_for(E) == "triton":
+        from vipe_kernels.gpu import schur
+
+        return schur.eliminate(E, C, w)
+    EC = E / C.unsqueeze(1)
+    return EC @ E.transpose(1, 2), (EC @ w.unsqueeze(-1)).squeeze(-1)
 
 
 def back_substitute(
@@ -268,8 +298,12 @@ def back_substitute(
 ) -> Tensor:
     """E^T dx of the source keyframes of a chunk, (S, P). move (E, 6): of each destination camera relative to its source, in its tangent;
     shared (n,): of the free intrinsics."""
-    on_cpu = state.params.device.type == "cpu" and state.params.dtype == torch.float64
-    how = back_substitute_compiled if on_cpu else back_substitute_tensors
+    chosen = backend_for(state.params)
+    if chosen == "triton":
+        from vipe_kernels.gpu import adjustment
+
+        return adjustment.back_substitute(problem, state, chunk, r, t, rays, d_ray, scale, move, shared)
+    how = back_substitute_compiled if chosen == "compiled" else back_substitute_tensors
     return how(problem, state, chunk, r, t, rays, d_ray, scale, move, shared)
 
 
@@ -451,10 +485,11 @@ def _build(problem: Problem, state: State, scale: float, plan: _Plan) -> _System
     C, w = torch.zeros_like(state.inverse_depth), torch.zeros_like(state.inverse_depth)
     rays, d_ray = _rays(problem, state)
     reduced = Reduced(plan.pattern, n, state.params)
-    cost, mass = 0.0, 0.0
+    cost: float | Tensor = 0.0
+    mass: float | Tensor = 0.0
     for number, chunk in enumerate(plan.chunks):
         src, dst = problem.edges.source[chunk], problem.edges.destination[chunk]
-        first, last = int(src[0]), int(src[-1]) + 1
+        first, last = problem.edges.span(chunk)
         r, t = relative(state.rotation, state.translation, src, dst)
         local, at = src - first, 1 + order_in_source(src)
         sums = linearise(problem, state, chunk, r, t, rays, d_ray, scale)
@@ -463,8 +498,7 @@ def _build(problem: Problem, state: State, scale: float, plan: _Plan) -> _System
         Hij = back @ sums.Hjj
         depth = state.inverse_depth[first:last]
         C[first:last], w[first:last] = sums.C + problem.depth_prior / depth.square(), sums.w
-        EC = sums.E / C[first:last].clamp_min(1e-12).unsqueeze(1)
-        matrix, vector = -(EC @ sums.E.transpose(1, 2)), -(EC @ sums.w.unsqueeze(-1)).squeeze(-1)
+        matrix, vector = (-product for product in eliminate(sums.E, C[first:last].clamp_min(1e-12), sums.w))
         # rows of each source: [own camera, each destination camera, intrinsics]
         wide = matrix.shape[1] - n
         own, six = torch.zeros_like(at), torch.arange(6, device=src.device)
@@ -492,7 +526,7 @@ def _build(problem: Problem, state: State, scale: float, plan: _Plan) -> _System
             reduced.corner[position, position] += precision
             reduced.shared[position] += precision * gap
             cost += precision * gap * gap
-    return _System(reduced, cost, mass, 1.0 / C.clamp_min(1e-12), w, scale)
+    return _System(reduced, float(cost), float(mass), 1.0 / C.clamp_min(1e-12), w, scale)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -518,7 +552,7 @@ def _step(problem: Problem, state: State, system: _System, damping: float, plan:
         src, dst = problem.edges.source[chunk], problem.edges.destination[chunk]
         r, t = relative(state.rotation, state.translation, src, dst)
         move = moves[dst] - (_relative_tangent(problem, r, t) @ moves[src].unsqueeze(-1)).squeeze(-1)
-        change[int(src[0]) : int(src[-1]) + 1] -= back_substitute(problem, state, chunk, r, t, rays, d_ray, system.scale, move, shared)
+        change[slice(*problem.edges.span(chunk))] -= back_substitute(problem, state, chunk, r, t, rays, d_ray, system.scale, move, shared)
     change = change * system.c_inverse * problem.free_depth[:, None]
     depth = state.inverse_depth
     change = change.clamp(-0.5 * depth, 2.0 * depth)

@@ -51,19 +51,14 @@ class Pattern:
         for slot in slots:
             a, b = slot.unsqueeze(2), slot.unsqueeze(1)
             keys.append(torch.where((a < cameras) & (b < cameras), a * cameras + b, cameras * cameras))
-        flat = torch.cat([torch.empty(0, dtype=torch.long), *[key.ravel() for key in keys]])
-        known, inverse = torch.unique(torch.cat([flat, torch.tensor([cameras * cameras])]), return_inverse=True)
+        none = torch.tensor([cameras * cameras], device=slots[0].device if slots else None)
+        known, inverse = torch.unique(torch.cat([*[key.ravel() for key in keys], none]), return_inverse=True)
         blocks = known[:-1]
         tables, start = [], 0
         for key in keys:
             tables.append(inverse[start : start + key.numel()].view(key.shape))
             start += key.numel()
         return cls(cameras, blocks // max(cameras, 1), blocks % max(cameras, 1), slots, tables)
-
-    def to(self, device: torch.device) -> Pattern:
-        """On that device."""
-        moved = ([x.to(device) for x in xs] for xs in (self.slots, self.tables))
-        return Pattern(self.cameras, self.rows.to(device), self.columns.to(device), *moved)
 
 
 class Reduced:
@@ -85,10 +80,10 @@ class Reduced:
         sources, places = slots.shape
         wide = 6 * places
         pairs = matrix[:, :wide, :wide].reshape(sources, places, 6, places, 6).transpose(2, 3)
-        self.blocks.index_add_(0, table.ravel(), pairs.reshape(-1, 6, 6))
-        self.poses.index_add_(0, slots.ravel(), vector[:, :wide].reshape(-1, 6))
+        _add_at(self.blocks, table.ravel(), pairs.reshape(-1, 6, 6))
+        _add_at(self.poses, slots.ravel(), vector[:, :wide].reshape(-1, 6))
         if self.n:
-            self.border.index_add_(0, slots.ravel(), matrix[:, :wide, wide:].reshape(-1, 6, self.n))
+            _add_at(self.border, slots.ravel(), matrix[:, :wide, wide:].reshape(-1, 6, self.n))
             self.corner += matrix[:, wide:, wide:].sum(0)
             self.shared += vector[:, wide:].sum(0)
 
@@ -171,6 +166,14 @@ class Reduced:
             unit[part, np.arange(len(part))] = 1.0
             variance[part] = factor.solve(unit)[part, np.arange(len(part))]
         return variance
+
+
+def _add_at(out: Tensor, index: Tensor, rows: Tensor) -> None:
+    """out[index] += rows, in the same order every time: on a GPU, `index_add_` adds atomically, where `index_put_` sorts."""
+    if out.is_cuda:
+        out.index_put_((index,), rows, accumulate=True)
+    else:
+        out.index_add_(0, index, rows)
 
 
 def _factor(matrix: Any, pivots: float = 0.0) -> Any:
