@@ -19,6 +19,7 @@ from vipe_dag.graph import STAGES
 from vipe_dag.pipeline import StageReport, current_reports, failure_sentence
 from vipe_dag.placement import dagster_home
 from vipe_dag.registration import read_source, require_frames
+from vipe_dag.urls import public
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -140,7 +141,7 @@ def run_sources(root: str, sources: Sequence[str], request: Request, display: Di
             try:
                 uris = expand_sources([text])
             except VipeDagError as error:
-                yield _shown(display, VideoResult(text, None, "failed", 0.0, error=str(error)))
+                yield _shown(display, VideoResult(public(text), None, "failed", 0.0, error=str(error)))
                 continue
             if request.video_id is not None and len(uris) + len(sources) > 2:
                 raise ConfigError(f"--video-id {request.video_id}: names one video, but the sources hold {max(len(uris), len(sources))}")
