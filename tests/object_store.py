@@ -40,13 +40,8 @@ class ObjectStore:
         """A client that is not the one of the code under test: it caches no listings."""
         import s3fs
 
-        return s3fs.S3FileSystem(
-            key=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-            secret=SECRET,
-            endpoint_url=self.endpoint,
-            use_listings_cache=False,
-            skip_instance_cache=True,
-        )
+        known = {"key": CREDENTIALS["AWS_ACCESS_KEY_ID"], "secret": SECRET, "endpoint_url": self.endpoint}
+        return s3fs.S3FileSystem(**known, use_listings_cache=False, skip_instance_cache=True)
 
     def bucket(self) -> str:
         """Makes an empty bucket."""

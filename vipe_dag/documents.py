@@ -11,7 +11,7 @@ MAX_BYTES = 1 << 20
 
 
 def read_document(place: str) -> str | None:
-    """The text at a path or URL; None when there is none. Raises ConfigError: no access, not UTF-8, more than MAX_BYTES, credentials in it."""
+    """The text at a path or URL; None when there is none. Raises ConfigError: no access, not UTF-8, over MAX_BYTES, credentials."""
     refuse_credentials(place, ConfigError)
     try:
         content = _object(place) if "://" in place else Path(place).expanduser().read_bytes()

@@ -1,8 +1,9 @@
-"""What a URL may carry, what is said of it, and how it is opened. Credentials come from the environment, so that none is ever kept, shown or logged."""
+"""What a URL may carry, what is said of it, how it is opened. Credentials come from the environment: none is kept, shown or logged."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
@@ -17,6 +18,8 @@ _CREDENTIAL_NAME = re.compile(
 """Query parameters of presigned URLs (S3, CloudFront, Google, Azure SAS) and of common web services."""
 _RANDOM_VALUE = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[A-Za-z0-9+/=_.~-]{24,}")
 """A value that nobody types: taken for a credential whatever its name."""
+_S3_OPTIONS = {"max_concurrency": 1}
+"""Otherwise s3fs asks for the size of an object before it reads it, to fetch large ones in parts at once: ours are shards of some MB."""
 _IN_TEXT = re.compile(r"(?<=://)[^/@\s]*@|\?[^\s'\")]+")
 
 
@@ -31,7 +34,7 @@ def redacted(text: str) -> str:
 
 
 def refuse_credentials(url: str, error: type[VipeDagError]) -> None:
-    """Raises `error` when a URL carries a user name, a password or a signature: it would be kept beside the results and in Dagster's book."""
+    """Raises `error` when a URL carries a user name, a password or a signature: it would be kept with the results and in Dagster's book."""
     if "://" not in url:
         return
     for part in url.split("::"):
@@ -39,7 +42,7 @@ def refuse_credentials(url: str, error: type[VipeDagError]) -> None:
         if separator and (_user_end(rest) or _signed(rest)):
             raise error(
                 f"{public(url)}: the URL carries credentials, which would be kept with the results; give them by the environment "
-                "(AWS_ACCESS_KEY_ID and the like, a profile, an instance role, FSSPEC_HTTPS for headers of a web server), or download the file"
+                "(AWS_ACCESS_KEY_ID and the like, a profile, an instance role; FSSPEC_HTTPS for a web server), or download the file"
             )
 
 
@@ -50,7 +53,12 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
     """
     import fsspec
 
-    return cast(tuple[Any, str], fsspec.url_to_fs(url, **{"use_listings_cache": False, **options}))
+    return cast(tuple[Any, str], fsspec.url_to_fs(url, **open_options(url, options)))
+
+
+def open_options(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What fsspec is told besides `options`."""
+    return {"use_listings_cache": False, **(_S3_OPTIONS if url.startswith("s3://") else {}), **options}
 
 
 def _public_part(part: str) -> str:

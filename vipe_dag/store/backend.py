@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vipe_dag.errors import StoreError
-from vipe_dag.urls import file_system, redacted, refuse_credentials
+from vipe_dag.urls import file_system, open_options, redacted, refuse_credentials
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -297,7 +297,7 @@ class FsspecBackend:
     def zarr(self, key: str, *, read_only: bool) -> Store:
         from zarr.storage import FsspecStore
 
-        return FsspecStore.from_url(self.url(key), storage_options={"use_listings_cache": False, **self._options}, read_only=read_only)
+        return FsspecStore.from_url(self.url(key), storage_options=open_options(self._url, self._options), read_only=read_only)
 
     def url(self, key: str) -> str:
         return f"{self._url.rstrip('/')}/{key}" if not self._url.endswith("://") else self._url + key
