@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,5 +83,5 @@ def test_a_thousand_objects_at_once_are_each_taken_in_once_in_order_and_not_agai
     while counts[-1] < len(names) and len(counts) < 50:  # a slow machine opens fewer in the seconds of a tick
         counts.append(len(look(place, 1)))
     assert counts[0] == 0, "an object has to be seen twice"
-    assert max(after - before for before, after in zip(counts, counts[1:], strict=False)) <= 400
+    assert max(after - before for before, after in pairwise(counts)) <= 400
     assert look(place, 2) == opened == names, "definitions are loaded anew at each look, as after a restart"
