@@ -12,7 +12,7 @@ import pytest
 
 import quick_stages
 from clips import write_clip
-from object_store import ObjectStore
+from object_store import SECRET, ObjectStore
 from platform_worlds import hurry
 from vipe_dag import cli, open_video
 from vipe_dag.graph import STAGES
@@ -38,12 +38,16 @@ def test_a_store_in_a_bucket_does_all_that_a_directory_does(
     root = f"s3://{bucket}/results"
     s3.file_system().put_file(str(write_clip(tmp_path / "slide.mp4", 36)), f"{bucket}/clips/slide.mp4")
 
-    def command(*arguments: str) -> str:
-        assert cli.main([*arguments, "--store", root]) == 0, capfd.readouterr().err
-        return capfd.readouterr().out.strip()
+    printed: list[str] = []
+
+    def command(*arguments: str, code: int = 0) -> str:
+        found = cli.main([*arguments, "--store", root])
+        printed.extend(capfd.readouterr())
+        assert found == code, printed[-1]
+        return printed[-2].strip()
 
     run = ("run", f"s3://{bucket}/clips/slide.mp4")
-    (video,) = json.loads(command(*run, "--json").splitlines()[-1])["videos"]
+    (video,) = json.loads(command(*run, "--json", "--debug").splitlines()[-1])["videos"]
     assert (video["status"], list(video["seconds"])) == ("computed", ALL)
     assert calls == dict.fromkeys(ALL, 1)
     video_id = video["video_id"]
@@ -67,6 +71,15 @@ def test_a_store_in_a_bucket_does_all_that_a_directory_does(
     (removed,) = json.loads(command("gc", "--retention-days", "0", "--keep", "0", "--json").splitlines()[-1])["removed"]
     left = s3.file_system().find(f"{bucket}/results")
     assert set(stored) - set(left) == {path for path in stored if removed["key"] in path} != set()
+
+    command("run", f"s3://AKIA:{SECRET}@{bucket}/clips/slide.mp4", "--json", code=1)
+    command("run", f"s3://{bucket}/clips/no.mp4", code=1)
+    assert "STEP_START" in "".join(printed), "the log of Dagster is among what was printed"
+    kept = {path: s3.file_system().cat_file(path) for path in [*stored, *s3.file_system().find(bucket)] if s3.file_system().exists(path)}
+    kept |= {str(path): path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()}
+    assert any(name.endswith(".db") for name in kept)
+    for name, content in {**kept, **{f"printed {n}": text.encode() for n, text in enumerate(printed)}}.items():
+        assert SECRET.encode() not in content, name
 
 
 def test_settings_that_appear_in_the_bucket_are_seen_by_a_process_that_looked_before(s3: ObjectStore) -> None:

@@ -10,7 +10,9 @@ from urllib.parse import parse_qsl
 from vipe_dag.errors import VipeDagError
 
 _WEB = ("http", "https")
-_PORT = re.compile(r"(?:\[[^\]]*\]|[^:]*)(?::\d*)?")
+_PORT = re.compile(r"(?:\[[^\]]*\]|[^:]*)(?::\d{1,5})?")
+_CHAIN = re.compile(r"::(?=[A-Za-z][\w+.-]*:(?:/|:))")
+"""Between the parts of a URL that goes through several file systems: zip://a.mp4::https://example.org/clips.zip."""
 _CREDENTIAL_NAME = re.compile(
     r"^x-(?:amz|goog|ms)-|(?:^|[-_.])(?:sig|key|auth|pwd|pass|jwt)(?:$|[-_.])|token|secret|passw|signature|credential|authoriz|apikey|access",
     re.IGNORECASE,
@@ -25,7 +27,7 @@ _IN_TEXT = re.compile(r"(?<=://)[^/@\s]*@|\?[^\s'\")]+")
 
 def public(url: str) -> str:
     """For messages and records: a path as it is, a URL without user name, password, and query (of an object: unless that is harmless)."""
-    return "::".join(_public_part(part) for part in url.split("::")) if "://" in url else url
+    return "::".join(_public_part(part) for part in _CHAIN.split(url)) if "://" in url else url
 
 
 def redacted(text: str) -> str:
@@ -37,7 +39,7 @@ def refuse_credentials(url: str, error: type[VipeDagError]) -> None:
     """Raises `error` when a URL carries a user name, a password or a signature: it would be kept with the results and in Dagster's book."""
     if "://" not in url:
         return
-    for part in url.split("::"):
+    for part in _CHAIN.split(url):
         _, separator, rest = part.partition("://")
         if separator and (_user_end(rest) or _signed(rest)):
             raise error(
@@ -81,5 +83,6 @@ def _user_end(rest: str) -> int:
 
 
 def _signed(rest: str) -> bool:
-    pairs = parse_qsl(rest.partition("?")[2].partition("#")[0], keep_blank_values=True)
+    query = rest.partition("?")[2].partition("#")[0].replace("+", "%2B")  # base64 has it; a blank is nothing to look for
+    pairs = parse_qsl(query, keep_blank_values=True)
     return any(_CREDENTIAL_NAME.search(name) or _RANDOM_VALUE.fullmatch(value) for name, value in pairs)
