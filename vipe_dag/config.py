@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from vipe_dag.config_words import did_you_mean, expected
+from vipe_dag.documents import read_document
 from vipe_dag.errors import ConfigError
 from vipe_dag.strict_yaml import parse
 
@@ -229,7 +230,10 @@ def load_config(preset: str | None = None, overrides: Iterable[str] = (), file: 
     """
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if file is not None:
-        content = dict(_mapping(_read(file), str(file)))
+        text = read_document(str(file))
+        if text is None:
+            raise ConfigError(f"{file}: no such configuration file")
+        content = dict(_mapping(text, str(file)))
         named = content.pop(PRESET_KEY, None)
         if named is not None and not isinstance(named, str):
             raise ConfigError(f"{file}: {PRESET_KEY} must be the name of a preset ({', '.join(presets())}), got {named!r}")
@@ -260,20 +264,6 @@ def _mapping(text: str, origin: str) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{origin}: expected a mapping of stages to their fields, found {content!r}")
     return content
-
-
-def _read(file: str | Path) -> str:
-    try:
-        if "://" in str(file):
-            import fsspec
-
-            with fsspec.open(str(file), "rt", encoding="utf-8") as stream:
-                return str(stream.read())
-        return Path(file).expanduser().read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(f"{file}: no such configuration file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot read the configuration: {error}") from error
 
 
 def _preset(name: str) -> Mapping[str, Any]:

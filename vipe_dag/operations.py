@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vipe_dag.config_words import did_you_mean
+from vipe_dag.documents import read_document
 from vipe_dag.errors import ConfigError
 from vipe_dag.export import FORMATS
-from vipe_dag.placement import is_local, local_path
+from vipe_dag.placement import document
 from vipe_dag.strict_yaml import parse
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class Operations(_Settings):
 
 def load_operations(root: str) -> Operations:
     """The settings of a store; defaults where its file is absent or silent. Raises ConfigError that names file, field and fact."""
-    text, where = _text(root)
+    where = document(root, OPERATIONS_FILE)
+    text = read_document(where)
     if text is None:
         return Operations()
     values = parse(text, where) or {}
@@ -124,18 +126,3 @@ def setting_names() -> tuple[str, ...]:
     """Every setting as `section.field`."""
     sections = ((name, type(getattr(Operations(), name))) for name in Operations.model_fields)
     return tuple(f"{section}.{field}" for section, model in sections for field in model.model_fields)
-
-
-def _text(root: str) -> tuple[str | None, str]:
-    """Content of the file, None when there is none, and its path or URL."""
-    if is_local(root):
-        path = local_path(root) / OPERATIONS_FILE
-        return (path.read_text(encoding="utf-8") if path.is_file() else None), str(path)
-    import fsspec
-
-    url = f"{root.rstrip('/')}/{OPERATIONS_FILE}"
-    filesystem, path_in_store = fsspec.core.url_to_fs(url)
-    try:
-        return filesystem.cat_file(path_in_store).decode("utf-8"), url
-    except FileNotFoundError:
-        return None, url

@@ -209,10 +209,11 @@ class VideoStore:
         import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the package runs without being installed
 
         pointer = self._resolve(video_id, asset, fingerprint)
-        try:
-            return zarr.open_group(self._zarr(pointer), mode="r", zarr_format=3, use_consolidated=True)
-        except (ValueError, FileNotFoundError) as error:
-            raise self._lost(pointer) from error
+        with storage_errors(self._backend.url(self._generation_key(pointer))):
+            try:
+                return zarr.open_group(self._zarr(pointer), mode="r", zarr_format=3, use_consolidated=True)
+            except (ValueError, FileNotFoundError) as error:
+                raise self._lost(pointer) from error
 
     def open(
         self, video_id: str, asset: str, fingerprint: str | None = None, chunks: Mapping[str, int] | None = SHARD_CHUNKS
@@ -226,7 +227,8 @@ class VideoStore:
         pointer = self._resolve(video_id, asset, fingerprint)
         if self._complete(video_id, asset, pointer.generation) is None:
             raise self._lost(pointer)
-        return open_dataset(self._zarr(pointer), asset, chunks)
+        with storage_errors(self._backend.url(self._generation_key(pointer))):
+            return open_dataset(self._zarr(pointer), asset, chunks)
 
     def frames(self, video_id: str, fingerprint: str | None = None) -> FrameSequence:
         """The frames of a video, row by row, with a bounded cache of decoded rows.
