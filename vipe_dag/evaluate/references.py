@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +123,13 @@ def resize_nearest(depth: NDArray[np.float32], height: int, width: int) -> NDArr
         return depth
     if abs(depth.shape[1] * height / (depth.shape[0] * width) - 1) > 0.02:
         raise SourceError(f"depth of {depth.shape[1]}x{depth.shape[0]} does not show the same picture as an estimate of {width}x{height}")
-    rows = ((np.arange(height) + 0.5) * depth.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * depth.shape[1] / width).astype(int)
-    return depth[rows[:, None], columns[None, :]]
+    return nearest_pixels(depth, height, width)
+
+
+def nearest_pixels(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """An image (H, W) at another resolution: each target pixel centre takes the source pixel that it falls into."""
+    if image.shape == (height, width):
+        return image
+    rows = ((np.arange(height) + 0.5) * image.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * image.shape[1] / width).astype(int)
+    return image[rows][:, columns]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import xarray as xr
     import zarr
 
+    from vipe_dag.store.rows import RowReader
     from vipe_dag.store.writer import Generation
 
 SHARD_CHUNKS: Mapping[str, int] = {"frame": SHARD_FRAMES}
@@ -204,15 +205,7 @@ class VideoStore:
 
     def group(self, video_id: str, asset: str, fingerprint: str | None = None) -> zarr.Group:
         """The Zarr group of a generation, read-only."""
-        import zarr
-
-        import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the package runs without being installed
-
-        pointer = self._resolve(video_id, asset, fingerprint)
-        try:
-            return zarr.open_group(self._zarr(pointer), mode="r", zarr_format=3, use_consolidated=True)
-        except (ValueError, FileNotFoundError) as error:
-            raise self._lost(pointer) from error
+        return self._group(self._resolve(video_id, asset, fingerprint))
 
     def open(
         self, video_id: str, asset: str, fingerprint: str | None = None, chunks: Mapping[str, int] | None = SHARD_CHUNKS
@@ -243,6 +236,20 @@ class VideoStore:
         from vipe_dag.store.reader import StoredDepth
 
         return StoredDepth(self.group(video_id, asset, fingerprint))
+
+    def rows(self, video_id: str, asset: str, variable: str, fingerprint: str | None = None) -> RowReader:
+        """Single rows of a per-frame image, for random access; nothing is kept. Raises StoreError when there is no such variable."""
+        from vipe_dag.store.reader import stored_array
+        from vipe_dag.store.rows import RowReader
+
+        pointer = self._resolve(video_id, asset, fingerprint)
+        key, where = self._generation_key(pointer), f"{video_id}, {asset}"
+
+        def read_part(name: str, start: int, end: int | None) -> bytes | None:
+            with storage_errors(where):
+                return self._backend.read_part(f"{key}/{name}", start, end)
+
+        return RowReader(stored_array(self._group(pointer), variable), read_part, where)
 
     # Upkeep
 
@@ -324,6 +331,16 @@ class VideoStore:
 
     def _assets(self, video_id: str) -> list[str]:
         return [asset for asset in ASSETS if self._backend.read(f"{video_id}/{asset}/{POINTER}") is not None]
+
+    def _group(self, pointer: Pointer) -> zarr.Group:
+        import zarr
+
+        import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the package runs without being installed
+
+        try:
+            return zarr.open_group(self._zarr(pointer), mode="r", zarr_format=3, use_consolidated=True)
+        except (ValueError, FileNotFoundError) as error:
+            raise self._lost(pointer) from error
 
     def _zarr(self, pointer: Pointer) -> Any:
         return self._backend.zarr(self._generation_key(pointer), read_only=True)
