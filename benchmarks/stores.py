@@ -34,8 +34,9 @@ def long_video(arguments: argparse.Namespace, root: Path) -> VideoStore:
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
         from stored_clip import VIDEO, store_clip
 
+        width, height = arguments.size
         source, video_id = VideoStore(root / "short"), VIDEO
-        store_clip(source, synthetic.scene("room", 40, *arguments.size, supersample=1))
+        store_clip(source, synthetic.scene("room", 40, width, height, supersample=1))
     target = VideoStore(root / "long")
     for asset in _READ:
         _repeat(source.open(video_id, asset), asset, target, arguments.frames)

@@ -41,7 +41,8 @@ def root(tmp_path_factory: pytest.TempPathFactory, clip: SyntheticClip) -> Path:
 
 def assert_same(one: Sample, other: Sample) -> None:
     for name in Sample._fields:
-        torch.testing.assert_close(torch.as_tensor(getattr(one, name)), torch.as_tensor(getattr(other, name)), rtol=0, atol=0, equal_nan=True)
+        first, second = torch.as_tensor(getattr(one, name)), torch.as_tensor(getattr(other, name))
+        torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
 
 
 class TestSample:

@@ -22,7 +22,17 @@ _EXPORTS = {
     "open_video": "vipe_dag.store",
 }
 
-__all__ = ["ConfigError", "EstimationError", "Pointer", "SourceError", "StoreError", "VideoDataset", "VideoStore", "VipeDagError", "open_video"]
+__all__ = [
+    "ConfigError",
+    "EstimationError",
+    "Pointer",
+    "SourceError",
+    "StoreError",
+    "VideoDataset",
+    "VideoStore",
+    "VipeDagError",
+    "open_video",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,11 +2,13 @@
 
 from vipe_dag.evaluate.depth import DepthErrors, compare_depth
 from vipe_dag.evaluate.references import DepthFolder, Reference, read_reference, resize_nearest
+from vipe_dag.evaluate.temporal import TemporalErrors, TimedDepth, temporal_errors
 from vipe_dag.evaluate.trajectory import Aligned, TrajectoryErrors, align, associate, compare, default_tolerance
 from vipe_dag.evaluate.video import (
     Evaluation,
     StoredPoses,
     compare_with,
+    evaluate_steadiness,
     evaluate_video,
     focal_error_percent,
     read_intrinsics,
@@ -20,6 +22,8 @@ __all__ = [
     "Evaluation",
     "Reference",
     "StoredPoses",
+    "TemporalErrors",
+    "TimedDepth",
     "TrajectoryErrors",
     "align",
     "associate",
@@ -27,10 +31,12 @@ __all__ = [
     "compare_depth",
     "compare_with",
     "default_tolerance",
+    "evaluate_steadiness",
     "evaluate_video",
     "focal_error_percent",
     "read_intrinsics",
     "read_reference",
     "resize_nearest",
     "stored_poses",
+    "temporal_errors",
 ]

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vipe_dag.calibration import Calibration
-from vipe_dag.errors import EstimationError, SourceError, VipeDagError
+from vipe_dag.errors import EstimationError, SourceError, StoreError, VipeDagError
 from vipe_dag.evaluate.depth import DepthAlignment, DepthErrors, DepthPair, compare_depth
 from vipe_dag.evaluate.references import MILLIMETRES, DepthFolder, Reference, read_reference, resize_nearest
+from vipe_dag.evaluate.temporal import TemporalErrors, TimedDepth, temporal_errors
 from vipe_dag.evaluate.trajectory import Aligned, Alignment, TrajectoryErrors, compare
 
 if TYPE_CHECKING:
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Errors of one video; depth and focal_error_percent are None where no reference was given for them."""
+    """Errors of one video. depth and focal_error_percent are None where no reference was given for them, temporal (which needs none, and
+    takes out the motion of the estimate's own cameras) where it was not wanted or consecutive frames have no depth in common.
+    """
 
     video_id: str
     reference: str
     trajectory: TrajectoryErrors
     depth: DepthErrors | None = None
     focal_error_percent: float | None = None
+    temporal: TemporalErrors | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -38,6 +42,7 @@ class Evaluation:
             "trajectory": self.trajectory.to_dict(),
             "depth": self.depth.to_dict() if self.depth else None,
             "focal_error_percent": self.focal_error_percent,
+            "temporal": self.temporal.to_dict() if self.temporal else None,
         }
 
 
@@ -89,12 +94,13 @@ def evaluate_video(
     depth_alignment: DepthAlignment = "median",
     depth_unit: float = MILLIMETRES,
     tolerance: float | None = None,
+    temporal: bool = True,
 ) -> Evaluation:
     """Compare a stored video with reference files.
 
     reference: TUM (associated by time, within `tolerance` seconds, by default half the median frame gap) or KITTI poses (line i = source
     frame i). depth_dir: see DepthFolder; compared with aligned_depth after `depth_alignment`; depth_unit: one step of a 16-bit PNG.
-    intrinsics: JSON with fx fy cx cy at source resolution. Raises SourceError, StoreError, EstimationError.
+    intrinsics: JSON with fx fy cx cy at source resolution. temporal: also say how steady aligned_depth is. Raises SourceError, StoreError, EstimationError.
     """
     from vipe_dag.store import VideoStore
 
@@ -107,7 +113,31 @@ def evaluate_video(
     except EstimationError as error:
         raise EstimationError(f"{video_id} against {reference}: {error}") from error
     focal = None if intrinsics is None else focal_error_percent(poses.camera, read_intrinsics(intrinsics, *poses.source_size))
-    return Evaluation(video_id, str(reference), errors, depth, focal)
+    return Evaluation(video_id, str(reference), errors, depth, focal, evaluate_steadiness(store, video_id) if temporal else None)
+
+
+def evaluate_steadiness(store: VideoStore, video_id: str) -> TemporalErrors | None:
+    """Temporal errors of aligned_depth with the video's own poses; measured pixels are its static areas, since depth is triangulated where
+    the world holds still. None where there is no such depth, or no two consecutive frames have some in common. Raises StoreError.
+    """
+    if store.current(video_id, "aligned_depth") is None:
+        return None
+    from vipe_dag.store.reader import stored_array
+
+    poses, depth = store.group(video_id, "ba_poses"), store.depth(video_id, "aligned_depth")
+    cam2world, tracked, segment = (np.asarray(stored_array(poses, name)[:]) for name in ("cam2world", "tracked", "segment"))
+    if len(depth) != len(tracked):
+        raise StoreError(f"{video_id}: aligned_depth has {len(depth)} rows, ba_poses {len(tracked)}; run the video until aligned_depth")
+
+    def frames() -> Iterator[TimedDepth]:
+        for row in np.flatnonzero(tracked).tolist():
+            z_depth, _, measured = depth.depth(row)
+            yield TimedDepth(row, z_depth, measured, cam2world[row], int(segment[row]))
+
+    try:
+        return temporal_errors(frames(), stored_poses(store, video_id).camera)
+    except EstimationError:
+        return None
 
 
 def compare_with(
