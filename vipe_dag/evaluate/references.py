@@ -35,24 +35,28 @@ def read_reference(path: str | Path) -> Reference:
 
     Raises SourceError for a file that is missing, empty or neither.
     """
-    path = Path(path)
     try:
-        lines = [line.split("#", 1)[0].replace(",", " ").split() for line in path.read_text().splitlines()]
+        text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: cannot be read as a trajectory ({error})") from error
-    rows = [words for words in lines if words]
+    return parse_reference(text, str(path))
+
+
+def parse_reference(text: str, origin: str) -> Reference:
+    """What `read_reference` returns, from the text of a file that errors call `origin`. Raises SourceError."""
+    rows = [words for line in text.splitlines() if (words := line.split("#", 1)[0].replace(",", " ").split())]
     if not rows or len(rows[0]) != 12:
-        time, cam2world = tum.read(path)
-        return Reference(str(path), time, cam2world)
+        time, cam2world = tum.parse(text, origin)
+        return Reference(origin, time, cam2world)
     try:
         table = np.array(rows, np.float64).reshape(-1, 3, 4)
     except ValueError as error:
-        raise SourceError(f"{path}: expected 12 numbers in every line, as KITTI writes poses ({error})") from error
+        raise SourceError(f"{origin}: expected 12 numbers in every line, as KITTI writes poses ({error})") from error
     if not np.isfinite(table).all():
-        raise SourceError(f"{path}: holds a pose that is not finite")
+        raise SourceError(f"{origin}: holds a pose that is not finite")
     cam2world = np.tile(np.eye(4), (len(table), 1, 1))
     cam2world[:, :3] = table
-    return Reference(str(path), None, cam2world)
+    return Reference(origin, None, cam2world)
 
 
 class DepthFolder:

@@ -6,7 +6,8 @@ pixels by bilinear interpolation of inverse depth: on planes that is exact, so t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,24 @@ def temporal_errors(frames: Iterable[TimedDepth], camera: Calibration, pixel_ste
     camera: at the size of the depth; depth and poses must share one scale. pixel_step: every n-th pixel along both axes is carried over.
     Raises EstimationError when no two neighbours have depth in common.
     """
-    grid = _Grid(camera, pixel_step)
+    with _one_thread():
+        return _errors(frames, _Grid(camera, pixel_step))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Arrays as small as one grid are slower with several threads of torch, and several times so where cores are shared."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _errors(frames: Iterable[TimedDepth], grid: _Grid) -> TemporalErrors:
     abs_rel: list[float] = []
     within: list[float] = []
     flicker: list[float] = []

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vipe_dag.calibration import Calibration
 from vipe_dag.errors import EstimationError, SourceError, StoreError, VipeDagError
 from vipe_dag.evaluate.depth import DepthAlignment, DepthErrors, DepthPair, compare_depth
-from vipe_dag.evaluate.references import MILLIMETRES, DepthFolder, Reference, read_reference, resize_nearest
+from vipe_dag.evaluate.references import MILLIMETRES, DepthFolder, Reference, parse_reference, read_reference, resize_nearest
 from vipe_dag.evaluate.temporal import TemporalErrors, TimedDepth, temporal_errors
 from vipe_dag.evaluate.trajectory import Aligned, Alignment, TrajectoryErrors, compare
 
@@ -86,7 +86,7 @@ def stored_poses(store: VideoStore, video_id: str) -> StoredPoses:
 def evaluate_video(
     root: str | Path | VideoStore,
     video_id: str,
-    reference: str | Path,
+    reference: str | Path | None = None,
     *,
     depth_dir: str | Path | None = None,
     intrinsics: str | Path | None = None,
@@ -99,21 +99,42 @@ def evaluate_video(
     """Compare a stored video with reference files.
 
     reference: TUM (associated by time, within `tolerance` seconds, by default half the median frame gap) or KITTI poses (line i = source
-    frame i). depth_dir: see DepthFolder; compared with aligned_depth after `depth_alignment`; depth_unit: one step of a 16-bit PNG.
-    intrinsics: JSON with fx fy cx cy at source resolution. temporal: also say how steady aligned_depth is. Raises SourceError, StoreError, EstimationError.
+    frame i); None takes the one that is registered for the video. depth_dir: see DepthFolder; compared with aligned_depth after
+    `depth_alignment`; depth_unit: one step of a 16-bit PNG. intrinsics: JSON with fx fy cx cy at source resolution. temporal: also say how
+    steady aligned_depth is. Raises SourceError, StoreError, EstimationError.
     """
     from vipe_dag.store import VideoStore
 
     store = root if isinstance(root, VideoStore) else VideoStore(root)
     poses = stored_poses(store, video_id)
-    given = read_reference(reference)
+    given = registered_reference(store, video_id) if reference is None else read_reference(reference)
     try:
         errors, _ = compare_with(poses, given, alignment, tolerance)
         depth = None if depth_dir is None else _depth_errors(store, video_id, depth_dir, depth_alignment, depth_unit)
     except EstimationError as error:
-        raise EstimationError(f"{video_id} against {reference}: {error}") from error
+        raise EstimationError(f"{video_id} against {given.origin}: {error}") from error
     focal = None if intrinsics is None else focal_error_percent(poses.camera, read_intrinsics(intrinsics, *poses.source_size))
-    return Evaluation(video_id, str(reference), errors, depth, focal, evaluate_steadiness(store, video_id) if temporal else None)
+    return Evaluation(video_id, given.origin, errors, depth, focal, evaluate_steadiness(store, video_id) if temporal else None)
+
+
+def register_reference(store: VideoStore, video_id: str, path: str | Path) -> None:
+    """Copy a trajectory file into the store as what this video is judged by. Raises SourceError: not one; StoreError: no such video."""
+    read_reference(path)
+    if video_id not in store.videos():
+        store.source(video_id)
+    store.register_reference(video_id, Path(path).read_bytes())
+
+
+def registered_reference(store: VideoStore, video_id: str) -> Reference:
+    """Raises StoreError when none is registered, SourceError when it is damaged."""
+    content = store.reference(video_id)
+    if content is None:
+        raise StoreError(f"{video_id} has no registered reference; give a file with --reference, and keep it with --register")
+    place = store.reference_place(video_id)
+    try:
+        return parse_reference(content.decode(), place)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{place}: cannot be read as a trajectory ({error})") from error
 
 
 def evaluate_steadiness(store: VideoStore, video_id: str) -> TemporalErrors | None:

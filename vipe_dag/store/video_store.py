@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from vipe_dag.store.rows import RowReader
     from vipe_dag.store.writer import Generation
 
+REFERENCES = "_references"
+"""Folder of the reference trajectories of a store, one VIDEO_ID.txt each."""
+_REFERENCE = ".txt"
 SHARD_CHUNKS: Mapping[str, int] = {"frame": SHARD_FRAMES}
 
 
@@ -101,6 +104,27 @@ class VideoStore:
         except (ValidationError, VipeDagError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise StoreError(f"{self._backend.url(key)}: not a readable source record ({reason}); run the video again") from error
+
+    # Reference trajectories, which people bring
+
+    def register_reference(self, video_id: str, content: bytes) -> None:
+        """Keeps a trajectory file as what this video is judged by; replaces an earlier one. See vipe_dag.evaluate.register_reference."""
+        with storage_errors(video_id):
+            self._backend.update(_reference_key(video_id), lambda _: content)
+
+    def reference(self, video_id: str) -> bytes | None:
+        """The content of the registered reference; None when there is none."""
+        return self._read(_reference_key(video_id))
+
+    def reference_place(self, video_id: str) -> str:
+        """Where the registered reference is, for people."""
+        return self._backend.url(_reference_key(video_id))
+
+    def referenced(self) -> list[str]:
+        """Sorted ids of the videos that have a reference, and are in the store or were."""
+        with storage_errors(self.root):
+            names = [name.removesuffix(_REFERENCE) for name in self._backend.children(REFERENCES) if name.endswith(_REFERENCE)]
+        return [name for name in names if _is_video_id(name)]
 
     # Notes beside the videos
 
@@ -371,6 +395,10 @@ def open_video(root: str | Path | VideoStore, video_id: str) -> xr.DataTree:
     return xr.DataTree.from_dict(
         {"/": root_set, **{asset: store.open(video_id, asset, pointer.fingerprint) for asset, pointer in pointers.items()}}
     )
+
+
+def _reference_key(video_id: str) -> str:
+    return f"{REFERENCES}/{valid_video_id(video_id)}{_REFERENCE}"
 
 
 def _is_video_id(name: str) -> bool:
