@@ -120,11 +120,13 @@ class VideoStore:
         """Where the registered reference is, for people."""
         return self._backend.url(_reference_key(video_id))
 
-    def referenced(self) -> list[str]:
-        """Sorted ids of the videos that have a reference, and are in the store or were."""
+    def referenced(self) -> dict[str, str]:
+        """Ids of the videos that have a reference, sorted, each with a word that changes when the reference is replaced."""
         with storage_errors(self.root):
-            names = [name.removesuffix(_REFERENCE) for name in self._backend.children(REFERENCES) if name.endswith(_REFERENCE)]
-        return [name for name in names if _is_video_id(name)]
+            found = self._backend.objects(REFERENCES) if self._backend.children(REFERENCES) else {}
+        names = {key.removeprefix(f"{REFERENCES}/"): facts for key, facts in found.items()}
+        words = {name.removesuffix(_REFERENCE): f"{size} {written}" for name, (size, written) in names.items() if name.endswith(_REFERENCE)}
+        return {video_id: words[video_id] for video_id in sorted(words) if _is_video_id(video_id)}
 
     # Notes beside the videos
 
