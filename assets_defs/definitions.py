@@ -40,7 +40,7 @@ def build_definitions(
     operations = load_operations(place)
     return dg.Definitions(
         assets=build_assets(loaded),
-        asset_checks=[*build_coverage_checks(store.open, present), build_reference_check()],
+        asset_checks=[*build_coverage_checks(store.open, present), build_reference_check(store.open)],
         jobs=[job, coverage_job, references_job, reconcile, maintenance, retry_quarantined],
         sensors=[
             build_ingest_sensor(store.open, lambda: load_operations(place).ingest),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,14 +28,21 @@ def clip() -> SyntheticClip:
     return synthetic.scene("room", n_frames=6, width=64, height=36, supersample=1)
 
 
-@pytest.fixture
-def store(tmp_path: Path, clip: SyntheticClip) -> VideoStore:
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, clip: SyntheticClip) -> VideoStore:
     """Three videos with the true path and known errors of the focal length, and one that was lost."""
-    made = VideoStore(tmp_path / "store")
+    made = VideoStore(tmp_path_factory.mktemp("filled"))
     for video_id, percent in FOCAL_ERRORS.items():
         store_clip(made, clip, video_id=video_id, focal_factor=1 + percent / 100)
     store_clip(made, clip, video_id=LOST, tracked=np.zeros(len(clip), bool))
     return made
+
+
+@pytest.fixture
+def store(filled: VideoStore, tmp_path: Path) -> VideoStore:
+    """A copy to register references in."""
+    shutil.copytree(filled.root, tmp_path / "store")
+    return VideoStore(tmp_path / "store")
 
 
 @pytest.fixture
@@ -175,7 +183,9 @@ class TestCommandLine:
         assert "ATE [% of path]" in out
         assert err.startswith(f"error: {LOST}")
         assert len(err.strip().splitlines()) == 1
-        assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["medians"]["focal_error_percent"]["median"] == pytest.approx(3)
+        assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["medians"]["focal_error_percent"]["median"] == pytest.approx(
+            3
+        )
         assert (tmp_path / "out" / "evaluation.png").stat().st_size > 0
 
     def test_a_registered_reference_serves_later_calls(
