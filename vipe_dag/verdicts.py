@@ -64,6 +64,7 @@ def of_frames(time: NDArray[np.float64], flags: Iterable[str]) -> tuple[Check, .
 
 
 def of_keyframes(keyframes: Keyframes) -> tuple[Check, ...]:
+    """One shot, and a camera that moves."""
     segments = len(np.unique(keyframes.segment))
     static = "static" in keyframes.flags
     return _checks(
@@ -74,6 +75,7 @@ def of_keyframes(keyframes: Keyframes) -> tuple[Check, ...]:
 
 
 def of_intrinsics(intrinsics: Intrinsics) -> tuple[Check, ...]:
+    """Usable parameters, and a focal length that something determined."""
     params = intrinsics.params
     usable = bool(np.isfinite(params).all() and (params[:2] > 0).all())
     known = intrinsics.focal_observable or intrinsics.source == "given"
@@ -86,6 +88,7 @@ def of_intrinsics(intrinsics: Intrinsics) -> tuple[Check, ...]:
 
 
 def of_ba_poses(poses: BaPoses) -> tuple[Check, ...]:
+    """Rotations, residual, parallax, segments, tracked frames."""
     defect = pose_defect(poses.cam2world[poses.tracked])
     parallax, segments = int(np.count_nonzero(poses.parallax)), len(poses.parallax)
     tracked, total = int(np.count_nonzero(poses.tracked)), len(poses.tracked)

@@ -43,6 +43,7 @@ class DepthErrors:
     delta3: float
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
         return asdict(self)
 
 

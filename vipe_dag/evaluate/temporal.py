@@ -62,6 +62,7 @@ class TemporalErrors:
     flicker_percent: float | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
         return asdict(self)
 
 

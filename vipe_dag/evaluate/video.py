@@ -36,6 +36,7 @@ class Evaluation:
     temporal: TemporalErrors | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
         return {
             "video_id": self.video_id,
             "reference": self.reference,
