@@ -7,8 +7,6 @@ frames = VideoDataset("out", max_side=512)
 for rgb, depth, cam2world, K, mask, *_ in DataLoader(frames, batch_size=8, shuffle=True, num_workers=2): ...
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -2,7 +2,7 @@
 
 from vipe_dag.evaluate.depth import DepthErrors, compare_depth
 from vipe_dag.evaluate.references import DepthFolder, Reference, parse_reference, read_reference, resize_nearest
-from vipe_dag.evaluate.survey import (
+from vipe_dag.evaluate.many import (
     MEASURES,
     ReferenceFiles,
     Survey,
