@@ -62,7 +62,7 @@ def main() -> int:
     add_arguments(parser, frames=400, width=512, height=288)
     parser.add_argument("--side", type=int, default=512, help="longer side of a sample")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--samples", type=int, help="of each epoch; default: every frame once")
+    parser.add_argument("--samples", type=int, default=1000, help="drawn for each figure but the filling of the cache")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = long_video(asked, Path(folder)).root

@@ -144,16 +144,16 @@ class VideoDataset(Dataset[Sample]):
         video, place = self._videos[number], index - int(self._starts[number])
         height, width = self._size(video)
         pixels = self._reader(number)(int(video.rows[place]))
-        depth = torch.from_numpy(pixels.z_depth.astype(np.float32))
+        depth = torch.from_numpy(pixels.z_depth).float()
         mask = (depth > 0) & (depth < torch.inf)
         if self._min_confidence:
-            mask &= torch.from_numpy(pixels.confidence >= self._min_confidence)
+            mask &= torch.from_numpy(pixels.confidence) >= self._min_confidence
         if self._measured_only:
-            mask &= torch.from_numpy(pixels.measured.copy())
+            mask &= torch.from_numpy(pixels.measured)
         camera = video.camera.scaled(width, height).params
         K = np.array([[camera[0], 0, camera[2]], [0, camera[1], camera[3]], [0, 0, 1]], np.float32)
         return Sample(
-            rgb=torch.from_numpy(np.ascontiguousarray(pixels.rgb.transpose(2, 0, 1))),
+            rgb=torch.from_numpy(pixels.rgb),
             depth=depth,
             cam2world=torch.from_numpy(video.cam2world[place].copy()),
             K=torch.from_numpy(K),
@@ -255,5 +255,5 @@ class _Decoded:
             import cv2
 
             rgb = np.asarray(cv2.resize(rgb, self._size[::-1], interpolation=cv2.INTER_AREA))
-        z_depth, confidence, measured = (nearest_pixels(read(row), *self._size) for read in self._depth)
-        return Pixels(rgb, z_depth, confidence, measured)
+        z_depth, confidence, measured = (np.array(nearest_pixels(read(row), *self._size)) for read in self._depth)
+        return Pixels(np.array(rgb.transpose(2, 0, 1), order="C"), z_depth, confidence, measured)

@@ -18,7 +18,7 @@ _READY = b"\x01"
 
 @dataclass(frozen=True)
 class Pixels:
-    """One row: rgb (H, W, 3) uint8, z_depth (H, W) float16, confidence (H, W) uint8, measured (H, W) bool. Not to be written to."""
+    """One row: rgb (3, H, W) uint8, z_depth (H, W) float16, confidence (H, W) uint8, measured (H, W) bool."""
 
     rgb: NDArray[np.uint8]
     z_depth: NDArray[np.float16]
@@ -53,8 +53,8 @@ class SampleCache:
         """The row from the file, or made and put there. Raises StoreError when the disk is full or fails."""
         start = row * self._record
         try:
-            found = os.pread(self._file, self._record, start)
-            if len(found) == self._record and found[-1:] == _READY:
+            found = bytearray(self._record)
+            if os.preadv(self._file, [found], start) == self._record and found[-1:] == _READY:
                 return self._parsed(found)
             made = make(row)
             parts = (made.rgb, made.z_depth, made.confidence, made.measured)
@@ -69,10 +69,10 @@ class SampleCache:
         while written < len(content):
             written += os.pwrite(self._file, memoryview(content)[written:], start + written)
 
-    def _parsed(self, record: bytes) -> Pixels:
+    def _parsed(self, record: bytearray) -> Pixels:
         size, n = (self._height, self._width), self._pixels
         return Pixels(
-            np.frombuffer(record, np.uint8, 3 * n).reshape(*size, 3),
+            np.frombuffer(record, np.uint8, 3 * n).reshape(3, *size),
             np.frombuffer(record, np.float16, n, 3 * n).reshape(size),
             np.frombuffer(record, np.uint8, n, 5 * n).reshape(size),
             np.frombuffer(record, np.bool_, n, 6 * n).reshape(size),

@@ -1,7 +1,6 @@
 """Measure estimates against references: trajectories through evo, depth and focal length, each result naming its alignment."""
 
 from vipe_dag.evaluate.depth import DepthErrors, compare_depth
-from vipe_dag.evaluate.references import DepthFolder, Reference, parse_reference, read_reference, resize_nearest
 from vipe_dag.evaluate.many import (
     MEASURES,
     ReferenceFiles,
@@ -11,6 +10,7 @@ from vipe_dag.evaluate.many import (
     survey,
     survey_picture,
 )
+from vipe_dag.evaluate.references import DepthFolder, Reference, parse_reference, read_reference, resize_nearest
 from vipe_dag.evaluate.temporal import TemporalErrors, TimedDepth, temporal_errors
 from vipe_dag.evaluate.trajectory import Aligned, TrajectoryErrors, align, associate, compare, default_tolerance
 from vipe_dag.evaluate.video import (
