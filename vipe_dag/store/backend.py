@@ -37,6 +37,9 @@ class Backend(Protocol):
     def read(self, key: str) -> bytes | None:
         """The content of one object, or None when there is none."""
 
+    def read_part(self, key: str, start: int, end: int | None) -> bytes | None:
+        """Bytes start..end of one object, None when there is none; a negative start counts from its end, end None reads to it."""
+
     def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
         """The contents of those objects that there are, fetched at once where that is faster."""
 
@@ -107,6 +110,14 @@ class LocalBackend:
     def read(self, key: str) -> bytes | None:
         try:
             return (self._directory / key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def read_part(self, key: str, start: int, end: int | None) -> bytes | None:
+        try:
+            with (self._directory / key).open("rb", buffering=0) as file:
+                position = file.seek(start, os.SEEK_END if start < 0 else os.SEEK_SET)
+                return file.read(-1 if end is None else end - position)
         except FileNotFoundError:
             return None
 
@@ -219,6 +230,12 @@ class FsspecBackend:
         try:
             with self._at(key) as path:
                 return bytes(self._fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+
+    def read_part(self, key: str, start: int, end: int | None) -> bytes | None:
+        try:
+            return bytes(self._fs.cat_file(self._path(key), start=start, end=end))
         except FileNotFoundError:
             return None
 
