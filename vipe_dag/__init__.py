@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vipe_dag.errors import ConfigError, EstimationError, SourceError, StoreError, VipeDagError
+    from vipe_dag.fleet.reading import open_fleet
     from vipe_dag.store import Pointer, VideoStore, open_video
 
 _EXPORTS = {
@@ -17,10 +18,21 @@ _EXPORTS = {
     "StoreError": "vipe_dag.errors",
     "VideoStore": "vipe_dag.store",
     "VipeDagError": "vipe_dag.errors",
+    "open_fleet": "vipe_dag.fleet.reading",
     "open_video": "vipe_dag.store",
 }
 
-__all__ = ["ConfigError", "EstimationError", "Pointer", "SourceError", "StoreError", "VideoStore", "VipeDagError", "open_video"]
+__all__ = [
+    "ConfigError",
+    "EstimationError",
+    "Pointer",
+    "SourceError",
+    "StoreError",
+    "VideoStore",
+    "VipeDagError",
+    "open_fleet",
+    "open_video",
+]
 
 
 def __getattr__(name: str) -> Any:

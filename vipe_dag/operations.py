@@ -56,12 +56,23 @@ class MaintenanceSettings(_Settings):
     runs_days: float = Field(90.0, ge=0, description="Runs that ended longer ago are removed from the book, with their events.")
 
 
+class FleetSettings(_Settings):
+    """Very many videos, taken together in shards."""
+
+    enabled: bool = Field(False, description="In Dagster a partition is a shard of videos, not a video.")
+    shards: int = Field(64, ge=1, le=65_536, description="Number of shards; choose it once, with some 50 to 500 videos in each.")
+    attempts: int = Field(
+        3, ge=1, le=100, description="Runs in which a video may fail before it is left alone until its wanted result changes."
+    )
+
+
 class Operations(_Settings):
     """Everything that `operations.yaml` may say."""
 
     rerun: RerunSettings = RerunSettings()
     ingest: IngestSettings = IngestSettings()
     maintenance: MaintenanceSettings = MaintenanceSettings()
+    fleet: FleetSettings = FleetSettings()
 
 
 def load_operations(root: str) -> Operations:

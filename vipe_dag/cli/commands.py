@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Column, Table
 
-from vipe_dag.cli.arguments import Store, VideoId
+from vipe_dag.cli.arguments import AsJson, Overrides, Preset, Store, Until, VideoId, asset_name
 from vipe_dag.cli.export import export
+from vipe_dag.cli.fleet import fleet
 from vipe_dag.cli.imports import imports
-from vipe_dag.cli.terminal import RunDisplay, console
-from vipe_dag.config_words import did_you_mean
+from vipe_dag.cli.terminal import RunDisplay, console, print_json
 from vipe_dag.graph import STAGES
 from vipe_dag.placement import configuration
 
@@ -34,20 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(export, name="export")
 app.add_typer(imports, name="import")
-
-
-def _asset(name: str) -> str:
-    names = [entry.name for entry in STAGES]
-    if name not in names:
-        raise typer.BadParameter(f"{name!r} is no asset{did_you_mean(name, names)}; there are: {', '.join(names)}")
-    return name
-
-
-Preset = Annotated[str | None, typer.Option(metavar="P", help="default, fast or quality.")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="One value of the configuration; repeatable.")]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object as the last line of standard output, all else on standard error.")
-]
+app.add_typer(fleet, name="fleet")
 
 
 @app.command()
@@ -56,7 +41,7 @@ def run(
     store: Store,
     preset: Preset = None,
     overrides: Overrides = [],  # noqa: B006  typer copies it
-    until: Annotated[str, typer.Option(parser=_asset, metavar="ASSET", help="The last asset to make.")] = STAGES[-1].name,
+    until: Until = STAGES[-1].name,
     video_id: Annotated[str | None, typer.Option(metavar="ID", help="Name of the video in the store; for one source.")] = None,
     start: Annotated[float | None, typer.Option(metavar="S", help="First second of the clip.")] = None,
     end: Annotated[float | None, typer.Option(metavar="S", help="Second at which the clip ends.")] = None,
@@ -79,7 +64,7 @@ def backfill(
     videos: Annotated[list[str] | None, typer.Argument(metavar="VIDEO_ID", help="Default: every video of the store.")] = None,
     preset: Preset = None,
     overrides: Overrides = [],  # noqa: B006  typer copies it
-    until: Annotated[str, typer.Option(parser=_asset, metavar="ASSET", help="The last asset to make.")] = STAGES[-1].name,
+    until: Until = STAGES[-1].name,
     as_json: AsJson = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show Dagster's log and tracebacks.")] = False,
 ) -> None:
@@ -110,7 +95,7 @@ def gc(
         screen.print(f"{piece.bytes / 1e6:10.1f} MB  {piece.key}")
     screen.print(f"{'would remove' if dry_run else 'removed'} {len(removed)} results, {megabytes:.1f} MB")
     if as_json:
-        _print_json({"store": store, "dry_run": dry_run, "removed": [{"key": piece.key, "bytes": piece.bytes} for piece in removed]})
+        print_json({"store": store, "dry_run": dry_run, "removed": [{"key": piece.key, "bytes": piece.bytes} for piece in removed]})
 
 
 @app.command()
@@ -128,11 +113,11 @@ def status(store: Store, preset: Preset = None, overrides: Overrides = [], as_js
     screen = console(sys.stderr if as_json else sys.stdout)
     screen.print(table if rows else f"{opened.root}: no videos yet; make some with `vipe-dag run SOURCE --store {store}`")
     if as_json:
-        _print_json({"store": opened.root, "videos": [{"video_id": video_id, "assets": found} for video_id, found in rows.items()]})
+        print_json({"store": opened.root, "videos": [{"video_id": video_id, "assets": found} for video_id, found in rows.items()]})
 
 
 @app.command()
-def path(video_id: VideoId, asset: Annotated[str, typer.Argument(parser=_asset, metavar="ASSET")], store: Store) -> None:
+def path(video_id: VideoId, asset: Annotated[str, typer.Argument(parser=asset_name, metavar="ASSET")], store: Store) -> None:
     """Print where the current generation of an asset is, for anything that reads Zarr."""
     from vipe_dag.store import VideoStore
 
@@ -178,7 +163,7 @@ def evaluate(
         table.add_row("focal_error_percent", f"{found.focal_error_percent:.4g}", "focal length")
     console(sys.stderr if as_json else sys.stdout).print(table)
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
 
 
 @app.command()
@@ -208,7 +193,7 @@ def doctor(
         table.add_row(marks[finding.level], finding.subject, finding.message)
     console(sys.stderr if as_json else sys.stdout).print(table)
     if as_json:
-        _print_json({"findings": [finding.to_json() for finding in findings]})
+        print_json({"findings": [finding.to_json() for finding in findings]})
     if any(finding.level == "broken" for finding in findings):
         raise typer.Exit(1)
 
@@ -278,26 +263,12 @@ def demo(
         raise typer.Exit(1)
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    """One line of strict JSON: a number that is not finite becomes null."""
-    sys.stderr.flush()
-    typer.echo(json.dumps(_finite(value), allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _run_and_print(store: str, run: Callable[[RunDisplay], Iterable[VideoResult]], as_json: bool, debug: bool) -> None:
     """Shows a run while it goes on. Exits with 1 when a video failed."""
     with RunDisplay(console(sys.stderr if as_json else sys.stdout), keep_output=debug) as display:
         results = list(run(display))
     failed = sum(result.status == "failed" for result in results)
     if as_json:
-        _print_json({"store": store, "videos": [result.to_json() for result in results], "failed": failed})
+        print_json({"store": store, "videos": [result.to_json() for result in results], "failed": failed})
     if failed:
         raise typer.Exit(1)

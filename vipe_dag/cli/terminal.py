@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -31,6 +33,20 @@ def console(stream: TextIO) -> Console:
 def fail(message: str) -> None:
     """One line on standard error."""
     console(sys.stderr).print(f"[bold red]error:[/] {_plain(message)}")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One line of strict JSON on standard output: a number that is not finite becomes null."""
+    sys.stderr.flush()
+    print(json.dumps(_finite(value), allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(text: str) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vipe_dag.errors import StoreError
 
 if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
     from zarr.abc.store import Store
 
 Change = Callable[[bytes | None], bytes | None]
@@ -52,6 +53,9 @@ class Backend(Protocol):
 
     def zarr(self, key: str, *, read_only: bool) -> Store:
         """The Zarr store below a key."""
+
+    def arrow(self, key: str) -> tuple[FileSystem, str]:
+        """A file system of pyarrow, and the path of a key in it."""
 
     def url(self, key: str) -> str:
         """What other programs open to reach a key."""
@@ -166,6 +170,11 @@ class LocalBackend:
 
         return LocalStore(self._directory / key, read_only=read_only)
 
+    def arrow(self, key: str) -> tuple[FileSystem, str]:
+        from pyarrow.fs import LocalFileSystem
+
+        return LocalFileSystem(), str(self._directory / key)
+
     def url(self, key: str) -> str:
         return str(self._directory / key)
 
@@ -273,6 +282,11 @@ class FsspecBackend:
         from zarr.storage import FsspecStore
 
         return FsspecStore.from_url(self.url(key), storage_options=dict(self._options), read_only=read_only)
+
+    def arrow(self, key: str) -> tuple[FileSystem, str]:
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return PyFileSystem(FSSpecHandler(self._fs)), self._path(key)
 
     def url(self, key: str) -> str:
         return f"{self._url.rstrip('/')}/{key}" if not self._url.endswith("://") else self._url + key
