@@ -170,6 +170,15 @@ class TestReconcile:
     def test_another_configuration_makes_every_video_stale(self, store: VideoStore) -> None:
         assert self.total(store, CHANGED, attempts=1) == {"videos": 5, "current": 0, "new": 1, "stale": 4, "given_up": 0}
 
+    def test_a_change_of_the_first_stage_makes_videos_stale_not_new(self, store: VideoStore) -> None:
+        changed = load_config(overrides=["frames.long_side=320"])
+        assert self.total(store, changed) == {"videos": 5, "current": 0, "new": 1, "stale": 4, "given_up": 0}
+
+    def test_what_a_catalogue_called_stale_is_current_when_it_is_wanted_again(self, copy: VideoStore) -> None:
+        assert cli.main(["fleet", "catalogue", "--store", copy.root, "--set", "ba_poses.grid_columns=24"]) == 0
+        assert self.total(copy, CHANGED)["stale"] == 4
+        assert self.total(copy) == {"videos": 5, "current": 4, "new": 1, "stale": 0, "given_up": 0}
+
     def test_a_video_that_the_catalogue_lacks_is_new_and_a_folder_that_is_none_is_not(self, copy: VideoStore, tmp_path: Path) -> None:
         register(copy, tmp_path, "e")
         (Path(copy.root) / "notes").mkdir()

@@ -98,9 +98,8 @@ class Fingerprinter:
         found: dict[str, str] = {}
         for name, begun, deps in self._begun:
             inputs = ",".join([f'"{dep}":"{found[dep]}"' for dep in deps])
-            part = _source_part(name, source)
             digest = begun.copy()
-            digest.update(f'{inputs}}},"source":{canonical(part) if part else "{}"},"stage":"{name}"}}'.encode())
+            digest.update(f'{inputs}}},"source":{_source_text(name, source)},"stage":"{name}"}}'.encode())
             found[name] = digest.hexdigest()
         return found
 
@@ -134,13 +133,14 @@ def canonical(value: Any) -> str:
     raise TypeError(f"no canonical form for {value!r} of type {type(value).__name__}")
 
 
-def _source_part(name: str, source: SourceIdentity) -> dict[str, Any]:
+def _source_text(name: str, source: SourceIdentity) -> str:
+    """Canonical text of what of the source decides a stage by itself; written out, since it is made for every video anew."""
     if name == "frames":
-        start, end = (None if bound is None else float(bound) for bound in (source.start, source.end))
-        return {"digest": source.digest, "start": start, "end": end, "stride": source.stride}
+        end, start = (canonical(None if bound is None else float(bound)) for bound in (source.end, source.start))
+        return f'{{"digest":{canonical(source.digest)},"end":{end},"start":{start},"stride":{canonical(source.stride)}}}'
     if name == "intrinsics":
-        return {"given_intrinsics": source.given_intrinsics_digest}
-    return {}
+        return f'{{"given_intrinsics":{canonical(source.given_intrinsics_digest)}}}'
+    return "{}"
 
 
 def _digest(value: Any) -> str:

@@ -20,8 +20,9 @@ from vipe_dag.fleet.columns import schema
 from vipe_dag.fleet.journal import FOLDER, read_journal
 from vipe_dag.fleet.rows import PER_FRAME, PER_VIDEO, Arrays, Known, read_records, read_row, unreadable_row
 from vipe_dag.fleet.shards import Shard
+from vipe_dag.graph import STAGES, code_version
 from vipe_dag.results import PARAM_NAMES
-from vipe_dag.stale import Targets, change_digest
+from vipe_dag.stale import Targets
 from vipe_dag.store.backend import storage_errors
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from vipe_dag.store import VideoStore
     from vipe_dag.video import SourceRecord
 
-CODES = b"vipe_dag.codes"
-"""Metadata of a file: vipe_dag.stale.change_digest of the configuration that `behind` was decided under."""
+CODES = b"vipe_dag.code_versions"
+"""Metadata of a file: JSON of `code_versions` of the configuration that `behind` was decided under."""
 PASSED = b"vipe_dag.passed_over"
 """Metadata of a file: JSON list of names below the root that belong to the shard, but have no source."""
 READERS = 8
@@ -80,15 +81,23 @@ def write_file(store: VideoStore, shard: Shard, table: pa.Table, config: Pipelin
 
     content = io.BytesIO()
     pq.write_table(
-        table.replace_schema_metadata({CODES: change_digest(config), PASSED: json.dumps(list(passed))}), content, compression="zstd"
+        table.replace_schema_metadata({CODES: json.dumps(code_versions(config)), PASSED: json.dumps(list(passed))}),
+        content,
+        compression="zstd",
     )
     with storage_errors(store.root):
         store.backend.update(file_key(shard), lambda _: content.getvalue())
 
 
-def codes_of(table: pa.Table) -> str:
-    """The change_digest that a file was written under."""
-    return (table.schema.metadata or {}).get(CODES, b"").decode()
+def code_versions(config: PipelineConfig) -> dict[str, str]:
+    """Per stage what decides its result apart from its inputs."""
+    return {stage.name: code_version(stage.name, config) for stage in STAGES}
+
+
+def codes_of(table: pa.Table) -> dict[str, str]:
+    """The `code_versions` that a file was written under."""
+    found: dict[str, str] = json.loads((table.schema.metadata or {}).get(CODES, b"{}"))
+    return found
 
 
 def passed_over(table: pa.Table) -> list[str]:

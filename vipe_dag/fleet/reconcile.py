@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Literal
 import pyarrow.compute as pc
 
 from vipe_dag.config import PipelineConfig
-from vipe_dag.fleet.catalogue import codes_of, passed_over, read_file
+from vipe_dag.fleet.catalogue import code_versions, codes_of, passed_over, read_file
 from vipe_dag.fleet.rows import read_records
 from vipe_dag.fleet.shards import Shard
 from vipe_dag.graph import STAGES, Fingerprinter, SourceIdentity
-from vipe_dag.stale import change_digest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,13 +51,13 @@ class ShardState:
 
 def shard_states(store: VideoStore, videos: Mapping[Shard, Sequence[str]], config: PipelineConfig, attempts: int) -> Iterator[ShardState]:
     """The state of each shard. videos: see vipe_dag.fleet.shards.videos_of; attempts: failures after which a video is left alone."""
-    fingerprinter, codes = Fingerprinter(config), change_digest(config)
+    fingerprinter, codes = Fingerprinter(config), code_versions(config)
     for shard, video_ids in videos.items():
         yield _state(store, shard, video_ids, fingerprinter, codes, attempts)
 
 
 def _state(
-    store: VideoStore, shard: Shard, video_ids: Sequence[str], fingerprinter: Fingerprinter, codes: str, attempts: int
+    store: VideoStore, shard: Shard, video_ids: Sequence[str], fingerprinter: Fingerprinter, codes: Mapping[str, str], attempts: int
 ) -> ShardState:
     table = read_file(store, shard, ["video_id", "behind", "tries", *_SOURCE, *_STORED])
     rows = {} if table is None else _rows(table, fingerprinter, codes, attempts)
@@ -68,30 +67,36 @@ def _state(
     found: dict[Standing, list[str]] = {"current": [], "new": [], "stale": [], "given_up": []}
     for video_id in video_ids:
         found[rows.get(video_id, "new")].append(video_id)
-    request = blake2b("\n".join((shard.name, codes, *found["new"], "", *found["stale"])).encode(), digest_size=8).hexdigest()
+    request = blake2b("\n".join((shard.name, *codes.values(), *found["new"], "", *found["stale"])).encode(), digest_size=8).hexdigest()
     return ShardState(shard, len(video_ids), **{standing: len(names) for standing, names in found.items()}, request=request)
 
 
-def _rows(table: pa.Table, fingerprinter: Fingerprinter, codes: str, attempts: int) -> dict[str, Standing]:
-    """How each video of a catalogue stands. Under the configuration that it was written for, it says so itself."""
-    names, tries = table["video_id"].to_pylist(), table["tries"].to_pylist()
-    behind = pc.list_value_length(table["behind"]).to_pylist()
+def _rows(table: pa.Table, fingerprinter: Fingerprinter, codes: Mapping[str, str], attempts: int) -> dict[str, Standing]:
+    """How each video of a catalogue stands. Under the configuration that it was written for, it says so itself.
+
+    Under another one, what was as wanted is so no longer, since every fingerprint depends on the code version that changed; of what was
+    not, the fingerprints are compared.
+    """
+    late = pc.greater(pc.list_value_length(table["behind"]), 0)
+    given_up = pc.greater_equal(pc.fill_null(table["tries"], 0), attempts).to_pylist()
     if codes_of(table) == codes:
-        given_up = [(count or 0) >= attempts for count in tries]
+        behind = late.to_pylist()
     else:
-        behind, given_up = _behind(table, fingerprinter), [False] * len(names)
+        compared = iter(_differ(table.filter(late), fingerprinter))
+        behind = [next(compared) if was_late else True for was_late in late.to_pylist()]
+        given_up = [False] * len(behind)
+    facts = zip(table["video_id"].to_pylist(), behind, given_up, pc.is_null(table["frames_fingerprint"]).to_pylist(), strict=True)
     return {
-        name: "current" if not late else "given_up" if gone else "new" if late == len(STAGES) else "stale"
-        for name, late, gone in zip(names, behind, given_up, strict=True)
+        name: "current" if not is_behind else "given_up" if gone else "new" if missing else "stale"
+        for name, is_behind, gone, missing in facts
     }
 
 
-def _behind(table: pa.Table, fingerprinter: Fingerprinter) -> list[int]:
-    """Per row the number of stages that are stored with another fingerprint than the wanted one, or not at all."""
+def _differ(table: pa.Table, fingerprinter: Fingerprinter) -> list[bool]:
+    """Per row whether some stage is stored with another fingerprint than the wanted one, or not at all."""
     stored = zip(*(table[name].to_pylist() for name in _STORED), strict=True)
     sources = zip(*(table[name].to_pylist() for name in _SOURCE), strict=True)
-    found = []
-    for source, have in zip(sources, stored, strict=True):
-        wanted = fingerprinter.of(SourceIdentity(*source)).values() if source[0] is not None else (None,) * len(STAGES)
-        found.append(sum(one is None or one != other for one, other in zip(have, wanted, strict=True)))
-    return found
+    return [
+        source[0] is None or have != tuple(fingerprinter.of(SourceIdentity(*source)).values())
+        for source, have in zip(sources, stored, strict=True)
+    ]
