@@ -27,6 +27,7 @@ INTRINSICS = {
     "focal free": (focal(),),
     "focal with prior": (focal(0.05, 6.3),),
     "focal and k1 free": (focal(), Intrinsic("k1", 0.0, 0.1)),
+    "focal and centre free": (focal(), Intrinsic("cx", 319.5, 5.0), Intrinsic("cy", 179.5, 5.0)),
 }
 
 
@@ -90,14 +91,15 @@ def test_one_step_with_held_depths_is_the_dense_step(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("rotation_only", [False, True])
 @pytest.mark.parametrize("model", MODELS)
 def test_compiled_loops_and_tensor_operations_give_the_same_sums(model: str, rotation_only: bool) -> None:
-    free = (focal(0.3),) if model == "pinhole" else (focal(0.3), Intrinsic("k1", 0.0, 0.1), Intrinsic("k2", 0.0, 0.1))
+    free = (focal(0.3), Intrinsic("cx", 319.5, 5.0), Intrinsic("cy", 179.5, 5.0))
+    free += () if model == "pinhole" else (Intrinsic("k1", 0.0, 0.1), Intrinsic("k2", 0.0, 0.1))
     world = rig(model, intrinsics=free).noisy(1.0).with_outliers(0.2)
     free_depth = torch.tensor([True, False, True, True, False])
     problem = replace(world.problem, rotation_only=rotation_only, free_depth=free_depth, near=0.3)
     state = world.perturbed(0.3)  # some points come close to a camera or fall behind it
     edges = problem.edges
     r, t = bundle.relative(state.rotation, state.translation, edges.source, edges.destination)
-    columns = [slot for i in free for slot in {"focal": (0, 1), "k1": (4,), "k2": (5,)}[i.name]]
+    columns = [slot for i in free for slot in bundle.SLOTS[i.name]]
     rays, d_ray = cameras.unproject_with_jacobian(problem.uv, state.params, model, columns)
     d_ray = torch.cat([(d_ray[..., :2] @ state.params[:2])[..., None], d_ray[..., 2:]], -1)
     given = (problem, state, slice(0, len(edges.source)), r, t, rays, d_ray, 2.0)

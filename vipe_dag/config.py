@@ -133,11 +133,23 @@ class BaPosesConfig(StageConfig):
         0.87, gt=0.1, le=10.0, description="Centre of the log-normal prior on the focal length, a share of the longer side."
     )
     prior_std: float = Field(0.3, gt=0.0, le=3.0, description="Standard deviation of the logarithm of the focal length under the prior.")
+    prior_centre_std: float = Field(
+        0.015,
+        ge=0.0,
+        le=0.2,
+        description="Standard deviation of the principal point about the middle of the picture, a share of the longer side; 0: fixed.",
+    )
     prior_k1_std: float = Field(
         0.1, ge=0.0, le=1.0, description="Standard deviation of the radial distortion k1 under its prior of zero; 0 keeps a pinhole camera."
     )
-    distortion_gain: float = Field(
+    centre_gain: float = Field(
         0.005,
+        ge=0.0,
+        le=1.0,
+        description="The principal point is freed only if that lowers the robust cost by at least this share, from 8 keyframes on.",
+    )
+    distortion_gain: float = Field(
+        0.02,
         ge=0.0,
         le=1.0,
         description="Radial distortion is taken up only if it lowers the robust cost by at least this share, from 8 keyframes on.",

@@ -26,7 +26,8 @@ from vipe_kernels import cameras, fused
 from vipe_kernels.backend import backend_for
 from vipe_kernels.reduced import Pattern, Reduced, order_in_source, places
 
-_SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "k1": (4,), "k2": (5,)}
+SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "cx": (2,), "cy": (3,), "k1": (4,), "k2": (5,)}
+"""Entries of the 9-vector of parameters that an intrinsic moves."""
 _CHUNK_ROWS = 150_000
 _GPU_CHUNK_ROWS = 2_000_000
 """Measurements handled at a time on a GPU: enough to fill it, in a few hundred megabytes."""
@@ -36,7 +37,7 @@ _GPU_CHUNK_ROWS = 2_000_000
 class Intrinsic:
     """One free intrinsic direction: which entries of the 9-vector move, its prior mean and prior standard deviation (inf: none).
 
-    `focal` moves log fx and log fy together (prior on log fx); `k1`, `k2` are additive.
+    `focal` moves log fx and log fy together (prior on log fx); `cx`, `cy` (pixels), `k1`, `k2` are additive.
     """
 
     name: str
@@ -225,7 +226,7 @@ def _chunks(problem: Problem) -> list[slice]:
 
 def _intrinsic_columns(problem: Problem) -> list[int]:
     """Slots of the parameter vector that the free intrinsics move."""
-    return [slot for free in problem.intrinsics for slot in _SLOTS[free.name]]
+    return [slot for free in problem.intrinsics for slot in SLOTS[free.name]]
 
 
 def _intrinsic_basis(problem: Problem, params: Tensor) -> Tensor:
@@ -233,13 +234,13 @@ def _intrinsic_basis(problem: Problem, params: Tensor) -> Tensor:
     columns = _intrinsic_columns(problem)
     basis = torch.zeros(len(columns), len(problem.intrinsics), dtype=params.dtype, device=params.device)
     for position, free in enumerate(problem.intrinsics):
-        for slot in _SLOTS[free.name]:
+        for slot in SLOTS[free.name]:
             basis[columns.index(slot), position] = params[slot] if free.name == "focal" else 1.0
     return basis
 
 
 def _intrinsic_values(problem: Problem, params: Tensor) -> Tensor:
-    return torch.stack([torch.log(params[0]) if f.name == "focal" else params[_SLOTS[f.name][0]] for f in problem.intrinsics])
+    return torch.stack([torch.log(params[0]) if f.name == "focal" else params[SLOTS[f.name][0]] for f in problem.intrinsics])
 
 
 @dataclass(frozen=True)
@@ -540,9 +541,7 @@ def _inner(J: Tensor, e: Tensor) -> Tensor:
 def _step(problem: Problem, state: State, system: _System, damping: float, plan: _Plan) -> State:
     """One damped Gauss-Newton step."""
     free = plan.free
-    diagonal = system.reduced.diagonal()
-    scale = float(diagonal.abs().mean()) if len(diagonal) else 1.0
-    delta = system.reduced.solve(damping * diagonal.clamp_min(0) + 1e-9 * scale + 1e-12)
+    delta = system.reduced.solve((damping + 1e-9) * system.reduced.diagonal().clamp_min(0) + 1e-12)
     pose, shared = delta[: 6 * len(free)].view(-1, 6), delta[6 * len(free) :]
     moves = torch.zeros(len(problem.uv), 6, dtype=delta.dtype, device=delta.device)
     moves[free] = pose
@@ -566,7 +565,8 @@ def _step(problem: Problem, state: State, system: _System, damping: float, plan:
         if free_intrinsic.name == "focal":
             params[:2] = params[:2] * torch.exp(value.clamp(-0.2, 0.2))
         else:
-            params[_SLOTS[free_intrinsic.name][0]] += value.clamp(-0.1, 0.1)
+            limit = 0.1 * float(params[0]) if free_intrinsic.name in ("cx", "cy") else 0.1
+            params[SLOTS[free_intrinsic.name][0]] += value.clamp(-limit, limit)
     return State(rotation, translation, (depth + change).clamp(1e-4, 1e4), params)
 
 

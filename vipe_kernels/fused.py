@@ -21,7 +21,7 @@ from vipe_kernels.compiled import compiled
 Float = NDArray[np.float64]
 
 MODEL_CODES = {"pinhole": 0, "brown": 1, "fisheye": 2}
-INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2}
+INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2, "cx": 3, "cy": 4}
 
 
 def threaded(task: Callable[[int, int], None], count: int, work: int) -> None:
@@ -64,6 +64,8 @@ def _intrinsic_slope(code, x, y, xd, yd, fx, fy, model):
     """How a free intrinsic moves the pixel of the normalised point (x, y), distorted (xd, yd)."""
     if code == 0:
         return fx * xd, fy * yd
+    if code >= 3:
+        return (1.0, 0.0) if code == 3 else (0.0, 1.0)
     r2 = x * x + y * y
     if model == 2:
         radius = math.sqrt(r2 + 1e-18)

@@ -93,8 +93,9 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
             if free and len(keys) > most:
                 most = len(keys)
                 std = found.intrinsic_std.numpy() * sigma
-                quality.params_std[:2] = scene.params[:2] * std[0]
-                quality.params_std[4] = std[1] if len(std) > 1 else 0.0
+                for known, spread in zip(free, std, strict=True):
+                    slots = list(bundle.SLOTS[known.name])
+                    quality.params_std[slots] = scene.params[slots] * spread if known.name == "focal" else spread
     return quality
 
 
@@ -126,7 +127,7 @@ def solve(
         for _ in range(config.revisit_rounds if segment.parallax else 0):
             if not mapper.close(segment.keyframes, lambda: tell("revisits", 1.0)):
                 break
-    free = mapper.consider_distortion(segments)
+    free = mapper.refine_camera(segments)
     quality = judge(scene, segments, free, intrinsics, config)
     return gather(frames, keyframes, intrinsics, scene, segments, quality, config, tell)
 

@@ -21,8 +21,8 @@ from vipe_dag.stages.revisits import far_pairs, likeness
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic, Report
 
-_DISTORTION_KEYFRAMES = 8
-"""Fewer views than this explain distortion as well by depth."""
+_CAMERA_KEYFRAMES = 8
+"""Fewer views than this explain distortion or a shifted centre as well by depth."""
 
 _HELD_STD = 0.03
 """How far the logarithm of the focal length may drift from the calibration while the map is incomplete."""
@@ -260,38 +260,41 @@ class Mapper:
         self.scene.rescale(keyframes)
         return report
 
-    def consider_distortion(self, segments: Sequence[Segment]) -> tuple[Intrinsic, ...]:
-        """Take up radial distortion where the longest moving segment shows it; returns the intrinsics then free.
+    def refine_camera(self, segments: Sequence[Segment]) -> tuple[Intrinsic, ...]:
+        """Free the principal point, then take up radial distortion, where the longest moving segment shows it; returns what is then free.
 
-        Distortion is confounded with focal length and depth, so it is kept only if it lowers the robust cost by `distortion_gain` and is
-        more than three standard deviations from none.
+        Both are confounded with focal length, motion and depth, so each is kept only if it lowers the robust cost by enough and is
+        more than three standard deviations from what was assumed.
         """
         moving = [s.keyframes for s in segments if s.parallax]
-        if (
-            not any(len(keyframes) >= _DISTORTION_KEYFRAMES for keyframes in moving)
-            or not self.intrinsics
-            or self.config.prior_k1_std == 0
-            or self.scene.model != "pinhole"
-        ):
-            return self.intrinsics
+        free, scene, config = self.intrinsics, self.scene, self.config
+        if not free or not any(len(keyframes) >= _CAMERA_KEYFRAMES for keyframes in moving):
+            return free
         keyframes = max(moving, key=len)
-        scales = self.config.global_scales[-2:]
-        before = self.scene.snapshot()
-        plain = self.everything(keyframes, scales, self.config.global_steps, self.intrinsics)
-        without = self.scene.snapshot()
-        self.scene.restore(before)
-        self.scene.model = "brown"
-        free = (*self.intrinsics, Intrinsic("k1", 0.0, self.config.prior_k1_std))
-        bent = self.everything(keyframes, scales, self.config.global_steps, free)
-        std = intrinsic_std(self.scene, keyframes[1:], keyframes[:1], free, scales[-1] * self.unit)[-1]
-        if bent.cost < plain.cost * (1 - self.config.distortion_gain) and abs(float(self.scene.params[4])) > 3 * std:
+        scales = config.global_scales[-2:]
+        spread = config.prior_centre_std * max(scene.m.frames.width, scene.m.frames.height)
+        centre = tuple(Intrinsic(name, float(scene.params[bundle.SLOTS[name][0]]), spread) for name in ("cx", "cy"))
+        cost = self.everything(keyframes, scales, config.global_steps, free).cost
+        distortion = (Intrinsic("k1", 0.0, config.prior_k1_std),)
+        for more, model, gain in ((centre, scene.model, config.centre_gain), (distortion, "brown", config.distortion_gain)):
+            if more[0].prior_std == 0 or (model != scene.model and scene.model != "pinhole"):
+                continue
+            before, known = scene.snapshot(), scene.model
+            scene.model = model
+            trial = (*free, *more)
+            found = self.everything(keyframes, scales, config.global_steps, trial).cost
+            std = intrinsic_std(scene, keyframes[1:], keyframes[:1], trial, scales[-1] * self.unit)[len(free) :]
+            moved = [abs(float(scene.params[bundle.SLOTS[i.name][0]]) - i.prior_mean) for i in more]
+            if found < cost * (1 - gain) and any(m > 3 * s for m, s in zip(moved, std, strict=True)):
+                free, cost = trial, found
+            else:
+                scene.model = known
+                scene.restore(before)
+        if len(free) > len(self.intrinsics):
             for other in moving:
                 if other is not keyframes:
-                    self.everything(other, scales, self.config.global_steps, ())
-            return free
-        self.scene.model = "pinhole"
-        self.scene.restore(without)
-        return self.intrinsics
+                    self.everything(other, scales, config.global_steps, ())
+        return free
 
     def rotations_only(self, keyframes: tuple[int, ...], still: bool) -> None:
         """Pose keyframes whose camera turned but did not visibly move; still: it did not turn either."""
