@@ -42,7 +42,7 @@ def _minus_adjoint(rows, f, r, t):
     found = ()
     for i in tl.static_range(6):
         turned = g[i // 3 * 3] * number(r, i % 3) + g[i // 3 * 3 + 1] * number(r, 3 + i % 3) + g[i // 3 * 3 + 2] * number(r, 6 + i % 3)
-        found = found + (rows[i] - turned,)
+        found = found + (rows[i] - turned,)  # type: ignore[assignment]
     return found
 
 
