@@ -8,7 +8,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 STORE ?= demo_out/store
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo test bench lint format types docs docs-check acknowledge ui clean
+.PHONY: help setup demo test bench lint format types docs docs-check api acknowledge ui clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -50,6 +50,9 @@ docs: setup  ## write docs/configuration.md from the models
 
 docs-check: setup  ## fail when docs/configuration.md is not current
 	$(BIN)/python docs/generate.py --check
+
+api: setup  ## write build/api, a page of every public name; fails on a warning
+	$(BIN)/python docs/api.py build/api
 
 acknowledge: setup  ## record the present source of each stage as its algorithm's
 	$(BIN)/python tests/algorithm_hashes.py

@@ -7,9 +7,11 @@ import dagster as dg
 from assets_defs.assets import GROUP, build_assets
 from assets_defs.automation import build_automation_sensor
 from assets_defs.coverage import build_coverage_checks
+from assets_defs.exports import build_exports
 from assets_defs.ingestion import build_ingest_sensor
 from assets_defs.jobs import build_coverage_job, build_job
 from assets_defs.maintenance import build_schedules, maintenance, reconcile, retry_quarantined
+from assets_defs.references import build_reference_check, build_references_job, build_references_sensor
 from assets_defs.rerun import build_rerun_sensor
 from resources.listener import LogListener, StageListener
 from resources.video_store import VideoStoreResource
@@ -35,15 +37,16 @@ def build_definitions(
     def present() -> PipelineConfig:
         return config or configuration(place)
 
-    coverage_job = build_coverage_job()
+    coverage_job, references_job = build_coverage_job(), build_references_job()
     operations = load_operations(place)
     return dg.Definitions(
-        assets=build_assets(loaded),
-        asset_checks=build_coverage_checks(store.open, present),
-        jobs=[job, coverage_job, reconcile, maintenance, retry_quarantined],
+        assets=[*build_assets(loaded), *build_exports(operations.exports)],
+        asset_checks=[*build_coverage_checks(store.open, present), build_reference_check(store.open)],
+        jobs=[job, coverage_job, references_job, reconcile, maintenance, retry_quarantined],
         sensors=[
             build_ingest_sensor(store.open, lambda: load_operations(place).ingest),
             build_rerun_sensor(job, store.open, present, lambda: load_operations(place).rerun),
+            build_references_sensor(references_job, store.open),
             build_automation_sensor(GROUP),
         ],
         schedules=build_schedules(operations.maintenance.enabled, coverage_job),

@@ -9,6 +9,7 @@ import dagster as dg
 from assets_defs.assets import CONFIG_TAG, GROUP
 from assets_defs.checks import check_specs
 from assets_defs.coverage import COVERAGE
+from assets_defs.references import REFERENCE_CHECK
 from vipe_dag.config import PipelineConfig
 from vipe_dag.graph import STAGES, config_digest
 
@@ -21,7 +22,7 @@ def build_job(config: PipelineConfig) -> dg.UnresolvedAssetJobDefinition:
     """Every asset of the group for one video; runs carry the digest of the configuration that they were requested under."""
     return dg.define_asset_job(
         PIPELINE_JOB,
-        selection=dg.AssetSelection.groups(GROUP) - _ABOUT_ALL_VIDEOS,
+        selection=dg.AssetSelection.groups(GROUP) - _ABOUT_ALL_VIDEOS - dg.AssetSelection.checks(REFERENCE_CHECK),
         description="From the video file to aligned depth. Stages whose result is already stored return at once.",
         tags={CONFIG_TAG: config_digest(config)},
     )

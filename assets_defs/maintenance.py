@@ -86,17 +86,20 @@ def release_from_quarantine(context: dg.OpExecutionContext, video_store: VideoSt
 
 @dg.job(name=RECONCILE_JOB, description="Enters in Dagster's book what the store has, and closes runs whose process died.")
 def reconcile() -> None:
+    """Book and store agree."""
     book_from_store()
 
 
 @dg.job(name=MAINTENANCE_JOB, description="Removes results that were replaced long ago, litter of crashed writers, and old runs.")
 def maintenance() -> None:
+    """Old results, litter and old runs are gone."""
     remove_old_results()
     prune_runs()
 
 
 @dg.job(name=RETRY_JOB, description="Opens every file in quarantine again at the next tick of the sensor `ingest`.")
 def retry_quarantined() -> None:
+    """Nothing is in quarantine."""
     release_from_quarantine()
 
 

@@ -224,6 +224,32 @@ class VideoStoreContract:
         with pytest.raises(IndexError):
             frames.rgb(40)
 
+    def test_single_rows_are_what_the_whole_array_holds(self, store: VideoStore) -> None:
+        rgb = pixels(3, 40)
+        write_frames(store, OLD, rgb)
+        reader = store.rows(VIDEO, "frames", "rgb")
+        assert (len(reader), reader.shape) == (40, rgb.shape)
+        for row in (39, 0, 31, 32, 0):
+            np.testing.assert_array_equal(reader.row(row), rgb[row])
+        for outside in (-1, 40):
+            with pytest.raises(IndexError):
+                reader.row(outside)
+        with pytest.raises(StoreError, match="one chunk per frame"):
+            store.rows(VIDEO, "frames", "time")
+        with pytest.raises(StoreError, match="expected an array depth"):
+            store.rows(VIDEO, "frames", "depth")
+
+    def test_single_rows_of_depth_keep_nan_inf_and_booleans(self, store: VideoStore) -> None:
+        depth = np.array([[[np.nan, np.inf, 1.5]], [[2.0, 3.0, np.nan]]], np.float16)
+        with store.begin(VIDEO, "dense_depth", OLD) as writer:
+            writer.append({"z_depth": depth, "confidence": (depth > 1).astype(np.uint8), "measured": depth > 1.6})
+            writer.attrs({"scale_source": "arbitrary", "flags": []})
+        for name, values in (("z_depth", depth), ("confidence", (depth > 1).astype(np.uint8)), ("measured", depth > 1.6)):
+            for row in (1, 0):
+                found = store.rows(VIDEO, "dense_depth", name).row(row)
+                assert found.dtype == values.dtype
+                np.testing.assert_array_equal(found, values[row])
+
     # Commit
 
     def test_nothing_is_visible_before_the_block_is_left(self, store: VideoStore) -> None:

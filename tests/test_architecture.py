@@ -157,6 +157,13 @@ def test_no_path_of_a_single_machine_is_tracked() -> None:
         assert found is None, f"{path}: {found and found.group()}"
 
 
+@pytest.mark.parametrize("package", ["vipe_dag", "vipe_kernels"])
+def test_the_libraries_tell_type_checkers_that_they_are_typed(package: str) -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert (ROOT / package / "py.typed").is_file()
+    assert "py.typed" in setuptools["package-data"][package]
+
+
 def test_links_in_the_documentation_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):

@@ -23,7 +23,6 @@ from assets_defs.instance import HOME_CONFIG, PROCESS_TAG, add_videos, adopt, cl
 from assets_defs.jobs import PIPELINE_JOB
 from assets_defs.metadata import picture
 from assets_defs.partitions import VIDEOS
-from clips import write_clip
 from vipe_dag.checks import CHECKS
 from vipe_dag.config import PipelineConfig, load_config
 from vipe_dag.graph import STAGES, config_digest
@@ -34,16 +33,6 @@ from vipe_dag.video import SourceRecord, open_source
 
 ROOT = Path(__file__).parents[1]
 ALL = [stage.name for stage in STAGES]
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    return quick_stages.install(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clips") / "slide.mp4", 12)
 
 
 @pytest.fixture
@@ -99,7 +88,8 @@ def test_six_assets_in_one_group_with_the_graphs_edges(tmp_path: Path) -> None:
 def test_every_check_is_declared_with_its_severity(tmp_path: Path) -> None:
     graph = build_definitions(root=str(tmp_path)).resolve_asset_graph()
     found = {(key.asset_key.to_user_string(), key.name, graph.get_check_spec(key).blocking) for key in graph.asset_check_keys}
-    assert found == {(spec.stage, spec.name, spec.blocking) for spec in CHECKS} | {(name, COVERAGE, False) for name in ALL}
+    about_all_videos = {(name, COVERAGE, False) for name in ALL} | {("ba_poses", "reference", False)}
+    assert found == {(spec.stage, spec.name, spec.blocking) for spec in CHECKS} | about_all_videos
 
 
 def test_materializing_a_partition_runs_every_stage(first: FirstRun) -> None:

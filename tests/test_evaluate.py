@@ -213,6 +213,34 @@ class TestDepth:
 
         assert cost(scale) < min(cost(scale * 1.001), cost(scale * 0.999))
 
+    def test_scale_and_shift_of_inverse_depth_are_found_again_over_the_clip(self) -> None:
+        rng = np.random.default_rng(3)
+        references = [rng.uniform(1, 5, (20, 21)) for _ in range(3)]
+        pairs = [(1 / (0.5 / reference + 0.1), reference) for reference in references]
+        errors = evaluate.compare_depth(depth_pairs(*pairs), "scale_shift_disp")
+        assert (errors.scale, errors.shift) == (pytest.approx(2), pytest.approx(-0.2))
+        assert errors.abs_rel < 1e-9
+        assert errors.delta1 == 1
+
+    def test_scale_and_shift_equal_a_direct_least_squares_fit(self) -> None:
+        rng = np.random.default_rng(4)
+        d, r = rng.uniform(1, 5, (2, 30, 30))
+        errors = evaluate.compare_depth(depth_pairs((d[:15], r[:15]), (d[15:], r[15:])), "scale_shift_disp")
+        slope, intercept = np.polyfit(1 / d.ravel(), 1 / r.ravel(), 1)
+        assert (errors.scale, errors.shift) == (pytest.approx(slope), pytest.approx(intercept))
+        aligned = 1 / np.maximum(slope / d + intercept, 1 / r.max())
+        assert errors.abs_rel == pytest.approx((np.abs(aligned - r) / r).mean())
+
+    def test_an_aligned_depth_beyond_infinity_is_held_at_the_farthest_reference(self) -> None:
+        reference = np.array([[1.0, 2.0, 4.0, 8.0]])
+        estimate = np.array([[1.0, 2.0, 4.0, 1000.0]])
+        errors = evaluate.compare_depth(depth_pairs((estimate, reference)), "scale_shift_disp")
+        assert np.isfinite(errors.rmse)
+
+    def test_estimates_of_one_depth_get_a_scale_and_no_shift(self) -> None:
+        errors = evaluate.compare_depth(depth_pairs((np.full((4, 4), 2.0), np.full((4, 4), 6.0))), "scale_shift_disp")
+        assert (errors.shift, errors.abs_rel) == (0, pytest.approx(0))
+
     def test_unknown_pixels_of_either_side_do_not_count_and_coverage_says_so(self) -> None:
         estimate = np.array([[1.0, np.nan, 3.0, 0.0, 5.0]])
         reference = np.array([[1.0, 2.0, np.inf, 4.0, np.nan]])

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vipe_dag.dataset import VideoDataset
     from vipe_dag.errors import ConfigError, EstimationError, SourceError, StoreError, VipeDagError
     from vipe_dag.store import Pointer, VideoStore, open_video
 
@@ -15,12 +16,23 @@ _EXPORTS = {
     "Pointer": "vipe_dag.store",
     "SourceError": "vipe_dag.errors",
     "StoreError": "vipe_dag.errors",
+    "VideoDataset": "vipe_dag.dataset",
     "VideoStore": "vipe_dag.store",
     "VipeDagError": "vipe_dag.errors",
     "open_video": "vipe_dag.store",
 }
 
-__all__ = ["ConfigError", "EstimationError", "Pointer", "SourceError", "StoreError", "VideoStore", "VipeDagError", "open_video"]
+__all__ = [
+    "ConfigError",
+    "EstimationError",
+    "Pointer",
+    "SourceError",
+    "StoreError",
+    "VideoDataset",
+    "VideoStore",
+    "VipeDagError",
+    "open_video",
+]
 
 
 def __getattr__(name: str) -> Any:

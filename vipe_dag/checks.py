@@ -18,6 +18,9 @@ MIN_DEPTH_SHARE = 0.02
 MAX_ALIGNMENT_RESIDUAL = 0.25
 """Median relative residual of the depth alignment."""
 
+MAX_ATE_PERCENT, MAX_ROTATION_DEG = 2.0, 2.0
+"""Position error relative to the path, and mean rotation error, beyond which poses do not agree with a registered reference."""
+
 
 @dataclass(frozen=True)
 class CheckSpec:

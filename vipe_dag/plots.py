@@ -126,6 +126,26 @@ def histogram(values: NDArray[Any], x_label: str, width: int = 720) -> bytes:
     return png_of(drawn)
 
 
+def spreads(measures: Sequence[tuple[str, Sequence[float]]], columns: int = 3) -> bytes:
+    """PNG with one small plot per (title, values): the values in ascending order over the share of items, the median as a line."""
+    rows = max(1, -(-len(measures) // columns))
+    drawn = figure(240 * columns, 190 * rows)
+    axes = drawn.subplots(rows, columns, squeeze=False).ravel()
+    for place, (title, values) in zip(axes, measures, strict=False):
+        ordered = np.sort(np.asarray(values, np.float64))
+        share = 100 * (np.arange(len(ordered)) + 0.5) / len(ordered)
+        place.plot(ordered, share, color=ESTIMATE, lw=1.2, marker=".", ms=4)
+        place.axvline(float(np.median(ordered)), color=TRUTH, lw=1, ls="--")
+        place.set_xlabel(title, fontsize=8)
+        place.set_ylabel("% of videos", fontsize=8)
+        place.set_ylim(0, 100)
+        place.tick_params(labelsize=7)
+        place.grid(alpha=0.25)
+    for place in axes[len(measures) :]:
+        place.set_axis_off()
+    return png_of(drawn)
+
+
 def depth_range(maps: Sequence[NDArray[Any]]) -> tuple[float, float]:
     """Near and far, the 2nd and 98th percentile of all known depths; (1, 2) when none is known."""
     known = np.concatenate([z[np.isfinite(z) & (z > 0)].astype(np.float64).ravel() for z in maps] or [np.empty(0)])

@@ -19,6 +19,7 @@ from vipe_dag.graph import STAGES
 from vipe_dag.pipeline import StageReport, current_reports, failure_sentence
 from vipe_dag.placement import dagster_home
 from vipe_dag.registration import read_source, require_frames
+from vipe_dag.urls import public
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -140,7 +141,7 @@ def run_sources(root: str, sources: Sequence[str], request: Request, display: Di
             try:
                 uris = expand_sources([text])
             except VipeDagError as error:
-                yield _shown(display, VideoResult(text, None, "failed", 0.0, error=str(error)))
+                yield _shown(display, VideoResult(public(text), None, "failed", 0.0, error=str(error)))
                 continue
             if request.video_id is not None and len(uris) + len(sources) > 2:
                 raise ConfigError(f"--video-id {request.video_id}: names one video, but the sources hold {max(len(uris), len(sources))}")
@@ -168,10 +169,11 @@ def run_videos(root: str, video_ids: Sequence[str], request: Request, display: D
 
 def prepare_book(root: str) -> int:
     """Opens Dagster's book of a store for the UI, enters what it lacks, closes runs whose process died; returns the number of videos."""
-    from assets_defs.instance import adopt, close_lost_runs, open_instance
+    from assets_defs.instance import adopt, book_errors, close_lost_runs, open_instance
     from vipe_dag.store import VideoStore
 
-    with open_instance(dagster_home(root)) as instance:
+    home = dagster_home(root)
+    with book_errors(home), open_instance(home) as instance:
         close_lost_runs(instance)
         return adopt(instance, VideoStore(root))
 
@@ -251,13 +253,18 @@ class _Book:
         self._instance: dg.DagsterInstance | None = None
 
     def materialize(self, video_id: str, request: Request, listener: _Listener) -> StepFailure | None:
-        """Runs the job for one partition; see assets_defs.launch."""
-        from assets_defs.instance import add_videos, close_lost_runs, open_instance
+        """Runs the job for one partition; see assets_defs.launch. Raises ConfigError, StoreError for a book that is out of reach."""
+        from assets_defs.instance import add_videos, book_errors, close_lost_runs, open_instance, release_slots
         from assets_defs.launch import materialize_video
 
-        with self._display.muted():
+        home = dagster_home(self._root)
+        with self._display.muted(), book_errors(home):
             if self._instance is None:
-                self._instance = self._stack.enter_context(open_instance(dagster_home(self._root)))
+                self._instance = self._stack.enter_context(open_instance(home))
                 close_lost_runs(self._instance)
             add_videos(self._instance, [video_id])
-            return materialize_video(self._instance, self._root, request.config, video_id, request.until, listener, quiet=not request.log)
+            log = request.log
+            failure = materialize_video(self._instance, self._root, request.config, video_id, request.until, listener, quiet=not log)
+            if failure is not None:
+                release_slots(self._instance)
+            return failure

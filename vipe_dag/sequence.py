@@ -21,10 +21,12 @@ class FrameSequence(Protocol):
         """(T,) presentation time of each row, seconds, from the container."""
 
     @property
-    def height(self) -> int: ...
+    def height(self) -> int:
+        """Rows of pixels of every frame."""
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Columns of pixels of every frame."""
 
     def __len__(self) -> int: ...
 

@@ -72,6 +72,7 @@ METADATA_INTRINSICS = "metadata_intrinsics"
 
 
 def run_frames(run: StageRun) -> Outcome:
+    """Decodes the source and writes its frames."""
     from vipe_dag.stages import frames
     from vipe_dag.video import open_source
 
@@ -99,6 +100,7 @@ def run_frames(run: StageRun) -> Outcome:
 
 
 def run_keyframes(run: StageRun) -> Outcome:
+    """Reads frames, writes keyframes."""
     from vipe_dag.stages import keyframes
 
     frames = run.store.frames(run.record.video_id)
@@ -111,6 +113,7 @@ def run_keyframes(run: StageRun) -> Outcome:
 
 
 def run_intrinsics(run: StageRun) -> Outcome:
+    """Reads frames and keyframes, writes intrinsics."""
     from vipe_dag.stages import intrinsics
 
     frames = run.store.frames(run.record.video_id)
@@ -144,6 +147,7 @@ def with_metadata(config: IntrinsicsConfig, frames: xr.Dataset) -> IntrinsicsCon
 
 
 def run_ba_poses(run: StageRun) -> Outcome:
+    """Reads frames, keyframes and intrinsics, writes ba_poses."""
     from vipe_dag.stages import ba_poses
 
     frames = run.store.frames(run.record.video_id)
@@ -169,6 +173,7 @@ def run_ba_poses(run: StageRun) -> Outcome:
 
 
 def run_dense_depth(run: StageRun) -> Outcome:
+    """Reads frames and ba_poses, writes dense_depth block by block."""
     from vipe_dag.stages import dense_depth
 
     frames = run.store.frames(run.record.video_id)
@@ -179,6 +184,7 @@ def run_dense_depth(run: StageRun) -> Outcome:
 
 
 def run_aligned_depth(run: StageRun) -> Outcome:
+    """Reads frames, dense_depth and ba_poses, writes aligned_depth block by block."""
     from vipe_dag.stages import aligned_depth
 
     video_id = run.record.video_id

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vipe_dag.checks import MAX_ALIGNMENT_RESIDUAL, MAX_RESIDUAL_PX, MIN_DEPTH_SHARE, Check, specs
+from vipe_dag.checks import (
+    MAX_ALIGNMENT_RESIDUAL,
+    MAX_ATE_PERCENT,
+    MAX_RESIDUAL_PX,
+    MAX_ROTATION_DEG,
+    MIN_DEPTH_SHARE,
+    Check,
+    specs,
+)
 from vipe_dag.results import BaPoses, Intrinsics, Keyframes
+
+if TYPE_CHECKING:
+    from vipe_dag.evaluate import TrajectoryErrors
 
 ORTHONORMAL_TOLERANCE = 1e-6
 
@@ -53,6 +64,7 @@ def of_frames(time: NDArray[np.float64], flags: Iterable[str]) -> tuple[Check, .
 
 
 def of_keyframes(keyframes: Keyframes) -> tuple[Check, ...]:
+    """One shot, and a camera that moves."""
     segments = len(np.unique(keyframes.segment))
     static = "static" in keyframes.flags
     return _checks(
@@ -63,6 +75,7 @@ def of_keyframes(keyframes: Keyframes) -> tuple[Check, ...]:
 
 
 def of_intrinsics(intrinsics: Intrinsics) -> tuple[Check, ...]:
+    """Usable parameters, and a focal length that something determined."""
     params = intrinsics.params
     usable = bool(np.isfinite(params).all() and (params[:2] > 0).all())
     known = intrinsics.focal_observable or intrinsics.source == "given"
@@ -75,6 +88,7 @@ def of_intrinsics(intrinsics: Intrinsics) -> tuple[Check, ...]:
 
 
 def of_ba_poses(poses: BaPoses) -> tuple[Check, ...]:
+    """Rotations, residual, parallax, segments, tracked frames."""
     defect = pose_defect(poses.cam2world[poses.tracked])
     parallax, segments = int(np.count_nonzero(poses.parallax)), len(poses.parallax)
     tracked, total = int(np.count_nonzero(poses.tracked)), len(poses.tracked)
@@ -108,6 +122,14 @@ def of_depth(stage: str, tally: DepthTally, parallax: bool, alignment_residual: 
         aligned = residual <= MAX_ALIGNMENT_RESIDUAL if len(known) else not parallax
         outcomes.append((aligned, f"median alignment residual {residual:.3f}", {"alignment_residual": residual}))
     return _checks(stage, *outcomes)
+
+
+def of_reference(errors: TrajectoryErrors) -> tuple[bool, str]:
+    """Does a trajectory agree with its reference, and a sentence on how far: position where the reference moves, rotation always."""
+    near = errors.ate_percent is None or errors.ate_percent <= MAX_ATE_PERCENT
+    position = "the reference stands still" if errors.ate_percent is None else f"ATE {errors.ate_percent:.2f} % of the path"
+    share = f"{errors.frames} of {errors.frames_reference} reference poses compared"
+    return near and errors.rotation_mean_deg <= MAX_ROTATION_DEG, f"{position}, rotation {errors.rotation_mean_deg:.2f} deg, {share}"
 
 
 def pose_defect(cam2world: NDArray[np.float64]) -> float:

@@ -198,13 +198,14 @@ def transfer(problem: Problem, state: State, edges: Edges | None = None) -> tupl
 
 
 def residuals(problem: Problem, state: State) -> Tensor:
-    """Distance in pixels between measured and predicted position, (E, P); nan where not measured or behind the camera."""
-    out = torch.full(problem.edges.weight.shape, float("nan"), dtype=state.params.dtype)
+    """Distance in pixels between measured and predicted position, (E, P) of the type of the weights; nan where not measured or behind
+    the camera."""
+    out = torch.full_like(problem.edges.weight, float("nan"))
     for chunk in _chunks(problem):
         edges = Edges(*(getattr(problem.edges, name)[chunk] for name in ("source", "destination", "target", "weight")))
         uv, front = transfer(problem, state, edges)
         distance = (edges.target - uv).norm(dim=-1)
-        out[chunk] = torch.where(front & (edges.weight > 0), distance, torch.nan)
+        out[chunk] = torch.where(front & (edges.weight > 0), distance, torch.nan).to(out.dtype)
     return out
 
 

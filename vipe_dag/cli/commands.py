@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Column, Table
 
-from vipe_dag.cli.arguments import Store, VideoId
+from vipe_dag.cli.arguments import AsJson, Store, VideoId
+from vipe_dag.cli.evaluate import evaluate
 from vipe_dag.cli.export import export
 from vipe_dag.cli.imports import imports
-from vipe_dag.cli.terminal import RunDisplay, console
+from vipe_dag.cli.terminal import RunDisplay, console, print_json
 from vipe_dag.config_words import did_you_mean
 from vipe_dag.graph import STAGES
 from vipe_dag.placement import configuration
@@ -45,9 +44,6 @@ def _asset(name: str) -> str:
 
 Preset = Annotated[str | None, typer.Option(metavar="P", help="default, fast or quality.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="One value of the configuration; repeatable.")]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object as the last line of standard output, all else on standard error.")
-]
 
 
 @app.command()
@@ -110,7 +106,7 @@ def gc(
         screen.print(f"{piece.bytes / 1e6:10.1f} MB  {piece.key}")
     screen.print(f"{'would remove' if dry_run else 'removed'} {len(removed)} results, {megabytes:.1f} MB")
     if as_json:
-        _print_json({"store": store, "dry_run": dry_run, "removed": [{"key": piece.key, "bytes": piece.bytes} for piece in removed]})
+        print_json({"store": store, "dry_run": dry_run, "removed": [{"key": piece.key, "bytes": piece.bytes} for piece in removed]})
 
 
 @app.command()
@@ -128,7 +124,7 @@ def status(store: Store, preset: Preset = None, overrides: Overrides = [], as_js
     screen = console(sys.stderr if as_json else sys.stdout)
     screen.print(table if rows else f"{opened.root}: no videos yet; make some with `vipe-dag run SOURCE --store {store}`")
     if as_json:
-        _print_json({"store": opened.root, "videos": [{"video_id": video_id, "assets": found} for video_id, found in rows.items()]})
+        print_json({"store": opened.root, "videos": [{"video_id": video_id, "assets": found} for video_id, found in rows.items()]})
 
 
 @app.command()
@@ -139,46 +135,7 @@ def path(video_id: VideoId, asset: Annotated[str, typer.Argument(parser=_asset, 
     typer.echo(VideoStore(store).path(video_id, asset))
 
 
-@app.command()
-def evaluate(
-    video_id: VideoId,
-    reference: Annotated[Path, typer.Option(metavar="FILE", help="Trajectory: TUM lines, or KITTI lines (one per source frame).")],
-    store: Store,
-    alignment: Annotated[
-        Literal["sim3", "se3"], typer.Option(help="sim3 moves, turns and scales the estimate; se3 does not scale it.")
-    ] = "sim3",
-    depth_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Reference depth maps, named like the frames.")] = None,
-    depth_alignment: Annotated[
-        Literal["metric", "median", "scale"], typer.Option(help="One factor for the whole clip; metric: none.")
-    ] = "median",
-    depth_unit: Annotated[float, typer.Option(metavar="LENGTH", help="One step of a 16-bit PNG, in the reference's unit.")] = 0.001,
-    intrinsics: Annotated[Path | None, typer.Option(metavar="FILE", help="True calibration, to compare the focal length with.")] = None,
-    tolerance: Annotated[float | None, typer.Option(metavar="S", help="Largest difference of two times taken for one.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Compare a video with references: ATE and RPE through evo; with --depth-dir AbsRel and delta1."""
-    from vipe_dag.evaluate import evaluate_video
-
-    found = evaluate_video(
-        store,
-        video_id,
-        reference,
-        depth_dir=depth_dir,
-        intrinsics=intrinsics,
-        alignment=alignment,
-        depth_alignment=depth_alignment,
-        depth_unit=depth_unit,
-        tolerance=tolerance,
-    )
-    table = Table("measure", "value", "of", box=None, header_style="bold")
-    for group, errors in (("trajectory", found.trajectory.to_dict()), ("depth", found.depth.to_dict() if found.depth else {})):
-        for name, value in errors.items():
-            table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value), group)
-    if found.focal_error_percent is not None:
-        table.add_row("focal_error_percent", f"{found.focal_error_percent:.4g}", "focal length")
-    console(sys.stderr if as_json else sys.stdout).print(table)
-    if as_json:
-        _print_json(found.to_dict())
+app.command()(evaluate)
 
 
 @app.command()
@@ -208,7 +165,7 @@ def doctor(
         table.add_row(marks[finding.level], finding.subject, finding.message)
     console(sys.stderr if as_json else sys.stdout).print(table)
     if as_json:
-        _print_json({"findings": [finding.to_json() for finding in findings]})
+        print_json({"findings": [finding.to_json() for finding in findings]})
     if any(finding.level == "broken" for finding in findings):
         raise typer.Exit(1)
 
@@ -278,26 +235,12 @@ def demo(
         raise typer.Exit(1)
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    """One line of strict JSON: a number that is not finite becomes null."""
-    sys.stderr.flush()
-    typer.echo(json.dumps(_finite(value), allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _run_and_print(store: str, run: Callable[[RunDisplay], Iterable[VideoResult]], as_json: bool, debug: bool) -> None:
     """Shows a run while it goes on. Exits with 1 when a video failed."""
     with RunDisplay(console(sys.stderr if as_json else sys.stdout), keep_output=debug) as display:
         results = list(run(display))
     failed = sum(result.status == "failed" for result in results)
     if as_json:
-        _print_json({"store": store, "videos": [result.to_json() for result in results], "failed": failed})
+        print_json({"store": store, "videos": [result.to_json() for result in results], "failed": failed})
     if failed:
         raise typer.Exit(1)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -31,6 +34,21 @@ def console(stream: TextIO) -> Console:
 def fail(message: str) -> None:
     """One line on standard error."""
     console(sys.stderr).print(f"[bold red]error:[/] {_plain(message)}")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One line of strict JSON on standard output: a number that is not finite becomes null."""
+    sys.stderr.flush()
+    typer.echo(json.dumps(finite(value), allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """The same dictionaries and lists with None for numbers that are not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(text: str) -> str:

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,24 +35,28 @@ def read_reference(path: str | Path) -> Reference:
 
     Raises SourceError for a file that is missing, empty or neither.
     """
-    path = Path(path)
     try:
-        lines = [line.split("#", 1)[0].replace(",", " ").split() for line in path.read_text().splitlines()]
+        text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: cannot be read as a trajectory ({error})") from error
-    rows = [words for words in lines if words]
+    return parse_reference(text, str(path))
+
+
+def parse_reference(text: str, origin: str) -> Reference:
+    """What `read_reference` returns, from the text of a file that errors call `origin`. Raises SourceError."""
+    rows = [words for line in text.splitlines() if (words := line.split("#", 1)[0].replace(",", " ").split())]
     if not rows or len(rows[0]) != 12:
-        time, cam2world = tum.read(path)
-        return Reference(str(path), time, cam2world)
+        time, cam2world = tum.parse(text, origin)
+        return Reference(origin, time, cam2world)
     try:
         table = np.array(rows, np.float64).reshape(-1, 3, 4)
     except ValueError as error:
-        raise SourceError(f"{path}: expected 12 numbers in every line, as KITTI writes poses ({error})") from error
+        raise SourceError(f"{origin}: expected 12 numbers in every line, as KITTI writes poses ({error})") from error
     if not np.isfinite(table).all():
-        raise SourceError(f"{path}: holds a pose that is not finite")
+        raise SourceError(f"{origin}: holds a pose that is not finite")
     cam2world = np.tile(np.eye(4), (len(table), 1, 1))
     cam2world[:, :3] = table
-    return Reference(str(path), None, cam2world)
+    return Reference(origin, None, cam2world)
 
 
 class DepthFolder:
@@ -122,6 +127,13 @@ def resize_nearest(depth: NDArray[np.float32], height: int, width: int) -> NDArr
         return depth
     if abs(depth.shape[1] * height / (depth.shape[0] * width) - 1) > 0.02:
         raise SourceError(f"depth of {depth.shape[1]}x{depth.shape[0]} does not show the same picture as an estimate of {width}x{height}")
-    rows = ((np.arange(height) + 0.5) * depth.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * depth.shape[1] / width).astype(int)
-    return depth[rows[:, None], columns[None, :]]
+    return nearest_pixels(depth, height, width)
+
+
+def nearest_pixels(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """An image (H, W) at another resolution: each target pixel centre takes the source pixel that it falls into."""
+    if image.shape == (height, width):
+        return image
+    rows = ((np.arange(height) + 0.5) * image.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * image.shape[1] / width).astype(int)
+    return image[rows][:, columns]

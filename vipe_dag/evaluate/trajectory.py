@@ -53,6 +53,7 @@ class TrajectoryErrors:
     rpe_rotation_deg: float
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
         return asdict(self)
 
 

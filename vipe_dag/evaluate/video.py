@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vipe_dag.calibration import Calibration
-from vipe_dag.errors import EstimationError, SourceError, VipeDagError
+from vipe_dag.errors import EstimationError, SourceError, StoreError, VipeDagError
 from vipe_dag.evaluate.depth import DepthAlignment, DepthErrors, DepthPair, compare_depth
-from vipe_dag.evaluate.references import MILLIMETRES, DepthFolder, Reference, read_reference, resize_nearest
+from vipe_dag.evaluate.references import MILLIMETRES, DepthFolder, Reference, parse_reference, read_reference, resize_nearest
+from vipe_dag.evaluate.temporal import TemporalErrors, TimedDepth, temporal_errors
 from vipe_dag.evaluate.trajectory import Aligned, Alignment, TrajectoryErrors, compare
 
 if TYPE_CHECKING:
@@ -23,21 +24,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Errors of one video; depth and focal_error_percent are None where no reference was given for them."""
+    """Errors of one video. depth and focal_error_percent are None where no reference was given for them, temporal (which needs none, and
+    takes out the motion of the estimate's own cameras) where it was not wanted or consecutive frames have no depth in common.
+    """
 
     video_id: str
     reference: str
     trajectory: TrajectoryErrors
     depth: DepthErrors | None = None
     focal_error_percent: float | None = None
+    temporal: TemporalErrors | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
         return {
             "video_id": self.video_id,
             "reference": self.reference,
             "trajectory": self.trajectory.to_dict(),
             "depth": self.depth.to_dict() if self.depth else None,
             "focal_error_percent": self.focal_error_percent,
+            "temporal": self.temporal.to_dict() if self.temporal else None,
         }
 
 
@@ -81,7 +87,7 @@ def stored_poses(store: VideoStore, video_id: str) -> StoredPoses:
 def evaluate_video(
     root: str | Path | VideoStore,
     video_id: str,
-    reference: str | Path,
+    reference: str | Path | None = None,
     *,
     depth_dir: str | Path | None = None,
     intrinsics: str | Path | None = None,
@@ -89,25 +95,71 @@ def evaluate_video(
     depth_alignment: DepthAlignment = "median",
     depth_unit: float = MILLIMETRES,
     tolerance: float | None = None,
+    temporal: bool = True,
 ) -> Evaluation:
     """Compare a stored video with reference files.
 
     reference: TUM (associated by time, within `tolerance` seconds, by default half the median frame gap) or KITTI poses (line i = source
-    frame i). depth_dir: see DepthFolder; compared with aligned_depth after `depth_alignment`; depth_unit: one step of a 16-bit PNG.
-    intrinsics: JSON with fx fy cx cy at source resolution. Raises SourceError, StoreError, EstimationError.
+    frame i); None takes the one that is registered for the video. depth_dir: see DepthFolder; compared with aligned_depth after
+    `depth_alignment`; depth_unit: one step of a 16-bit PNG. intrinsics: JSON with fx fy cx cy at source resolution. temporal: also say how
+    steady aligned_depth is. Raises SourceError, StoreError, EstimationError.
     """
     from vipe_dag.store import VideoStore
 
     store = root if isinstance(root, VideoStore) else VideoStore(root)
     poses = stored_poses(store, video_id)
-    given = read_reference(reference)
+    given = registered_reference(store, video_id) if reference is None else read_reference(reference)
     try:
         errors, _ = compare_with(poses, given, alignment, tolerance)
         depth = None if depth_dir is None else _depth_errors(store, video_id, depth_dir, depth_alignment, depth_unit)
     except EstimationError as error:
-        raise EstimationError(f"{video_id} against {reference}: {error}") from error
+        raise EstimationError(f"{video_id} against {given.origin}: {error}") from error
     focal = None if intrinsics is None else focal_error_percent(poses.camera, read_intrinsics(intrinsics, *poses.source_size))
-    return Evaluation(video_id, str(reference), errors, depth, focal)
+    return Evaluation(video_id, given.origin, errors, depth, focal, evaluate_steadiness(store, video_id) if temporal else None)
+
+
+def register_reference(store: VideoStore, video_id: str, path: str | Path) -> None:
+    """Copy a trajectory file into the store as what this video is judged by. Raises SourceError: not one; StoreError: no such video."""
+    read_reference(path)
+    if video_id not in store.videos():
+        store.source(video_id)
+    store.register_reference(video_id, Path(path).read_bytes())
+
+
+def registered_reference(store: VideoStore, video_id: str) -> Reference:
+    """Raises StoreError when none is registered, SourceError when it is damaged."""
+    content = store.reference(video_id)
+    if content is None:
+        raise StoreError(f"{video_id} has no registered reference; give a file with --reference, and keep it with --register")
+    place = store.reference_place(video_id)
+    try:
+        return parse_reference(content.decode(), place)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{place}: cannot be read as a trajectory ({error})") from error
+
+
+def evaluate_steadiness(store: VideoStore, video_id: str) -> TemporalErrors | None:
+    """Temporal errors of aligned_depth with the video's own poses; measured pixels are its static areas, since depth is triangulated where
+    the world holds still. None where there is no such depth, or no two consecutive frames have some in common. Raises StoreError.
+    """
+    if store.current(video_id, "aligned_depth") is None:
+        return None
+    from vipe_dag.store.reader import stored_array
+
+    poses, depth = store.group(video_id, "ba_poses"), store.depth(video_id, "aligned_depth")
+    cam2world, tracked, segment = (np.asarray(stored_array(poses, name)[:]) for name in ("cam2world", "tracked", "segment"))
+    if len(depth) != len(tracked):
+        raise StoreError(f"{video_id}: aligned_depth has {len(depth)} rows, ba_poses {len(tracked)}; run the video until aligned_depth")
+
+    def frames() -> Iterator[TimedDepth]:
+        for row in np.flatnonzero(tracked).tolist():
+            z_depth, _, measured = depth.depth(row)
+            yield TimedDepth(row, z_depth, measured, cam2world[row], int(segment[row]))
+
+    try:
+        return temporal_errors(frames(), stored_poses(store, video_id).camera)
+    except EstimationError:
+        return None
 
 
 def compare_with(

@@ -55,13 +55,17 @@ def read(path: str | Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
     Raises SourceError for a file that is missing, empty, or has a line that is not eight finite numbers with a quaternion.
     """
-    path = Path(path)
     try:
-        lines = path.read_text().splitlines()
+        text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: cannot be read as a TUM trajectory ({error})") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, origin: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What `read` returns, from the text of a file that errors call `origin`. Raises SourceError."""
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
         words = line.split("#", 1)[0].replace(",", " ").split()
         if not words:
             continue
@@ -70,10 +74,10 @@ def read(path: str | Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         except ValueError:
             values = []
         if len(values) != 8 or not np.isfinite(values).all() or np.linalg.norm(values[4:]) < 1e-9:
-            raise SourceError(f"{path}, line {number}: expected `timestamp tx ty tz qx qy qz qw`, found {line.strip()[:80]!r}")
+            raise SourceError(f"{origin}, line {number}: expected `timestamp tx ty tz qx qy qz qw`, found {line.strip()[:80]!r}")
         rows.append(values)
     if not rows:
-        raise SourceError(f"{path}: holds no pose; expected lines `timestamp tx ty tz qx qy qz qw`")
+        raise SourceError(f"{origin}: holds no pose; expected lines `timestamp tx ty tz qx qy qz qw`")
     table = np.array(rows, np.float64)
     table = table[np.argsort(table[:, 0], kind="stable")]
     poses = np.tile(np.eye(4), (len(table), 1, 1))

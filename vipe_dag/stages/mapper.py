@@ -24,6 +24,9 @@ from vipe_kernels.bundle import Intrinsic, Report
 _CAMERA_KEYFRAMES = 8
 """Fewer views than this explain distortion or a shifted centre as well by depth."""
 
+_CAMERA_STEPS = 12
+"""Most steps at each scale with more of the camera free: centre, focal length and rotations move together, slowly."""
+
 _HELD_STD = 0.03
 """How far the logarithm of the focal length may drift from the calibration while the map is incomplete."""
 
@@ -274,15 +277,15 @@ class Mapper:
         scales = config.global_scales[-2:]
         spread = config.prior_centre_std * max(scene.m.frames.width, scene.m.frames.height)
         centre = tuple(Intrinsic(name, float(scene.params[bundle.SLOTS[name][0]]), spread) for name in ("cx", "cy"))
-        cost = self.everything(keyframes, scales, config.global_steps, free).cost
-        distortion = (Intrinsic("k1", 0.0, config.prior_k1_std),)
+        cost = self.everything(keyframes, scales, _CAMERA_STEPS, free).cost
+        distortion = tuple(Intrinsic(name, 0.0, config.prior_distortion_std) for name in ("k1", "k2"))
         for more, model, gain in ((centre, scene.model, config.centre_gain), (distortion, "brown", config.distortion_gain)):
             if more[0].prior_std == 0 or (model != scene.model and scene.model != "pinhole"):
                 continue
             before, known = scene.snapshot(), scene.model
             scene.model = model
             trial = (*free, *more)
-            found = self.everything(keyframes, scales, config.global_steps, trial).cost
+            found = self.everything(keyframes, scales, _CAMERA_STEPS, trial).cost
             std = intrinsic_std(scene, keyframes[1:], keyframes[:1], trial, scales[-1] * self.unit)[len(free) :]
             moved = [abs(float(scene.params[bundle.SLOTS[i.name][0]]) - i.prior_mean) for i in more]
             if found < cost * (1 - gain) and any(m > 3 * s for m, s in zip(moved, std, strict=True)):

@@ -21,6 +21,8 @@ from vipe_kernels.resection import Resection, resect
 Float = NDArray[np.float64]
 
 _CORRELATION = 4.0
+_SAMPLE = 2_000_000
+"""Measurements that are enough for a median."""
 
 
 def assemble(edges: Sequence[Edge], local: dict[int, int], points: int) -> Edges:
@@ -269,7 +271,8 @@ def intrinsic_std(scene: Map, free: Sequence[int], fixed: Sequence[int], intrins
 
 def noise(problem: Problem, state: State) -> float:
     """Measurement noise in pixels for unit weight, from the weighted median residual, widened for the correlation between points."""
-    residual, weight = bundle.residuals(problem, state).numpy(), problem.edges.weight.numpy()
+    step = max(1, problem.edges.weight.numel() // _SAMPLE)
+    residual, weight = bundle.residuals(problem, state).numpy()[::step], problem.edges.weight.numpy()[::step]
     seen = np.isfinite(residual)
     if not seen.any():
         return 1.0

@@ -97,10 +97,10 @@ class StoredFrames:
     """FrameSequence over the pixels of a `frames` generation of profile jxl."""
 
     def __init__(self, group: zarr.Group, cache_bytes: int = CACHE_BYTES) -> None:
-        self._rgb = RowCache(_array(group, "rgb"), cache_bytes)
-        self._shape = _array(group, "rgb").shape
-        self._frame = np.asarray(_array(group, "frame")[:], np.int64)
-        self._time = np.asarray(_array(group, "time")[:], np.float64)
+        self._rgb = RowCache(stored_array(group, "rgb"), cache_bytes)
+        self._shape = stored_array(group, "rgb").shape
+        self._frame = np.asarray(stored_array(group, "frame")[:], np.int64)
+        self._time = np.asarray(stored_array(group, "time")[:], np.float64)
 
     @property
     def frame(self) -> NDArray[np.int64]:
@@ -138,8 +138,8 @@ def decoded_frames(group: zarr.Group) -> FrameSequence:
     return DecodedFrames(
         source,
         FramesConfig(profile="reference", max_pixels=MAX_PIXELS),
-        np.asarray(_array(group, "frame")[:], np.int64),
-        np.asarray(_array(group, "time")[:], np.float64),
+        np.asarray(stored_array(group, "frame")[:], np.int64),
+        np.asarray(stored_array(group, "time")[:], np.float64),
         int(str(group.attrs["width"])),
         int(str(group.attrs["height"])),
     )
@@ -150,7 +150,8 @@ class StoredDepth:
 
     def __init__(self, group: zarr.Group, cache_bytes: int = CACHE_BYTES) -> None:
         self._z_depth, self._confidence, self._measured = (
-            RowCache(_array(group, name), cache_bytes * share // 4) for name, share in (("z_depth", 2), ("confidence", 1), ("measured", 1))
+            RowCache(stored_array(group, name), cache_bytes * share // 4)
+            for name, share in (("z_depth", 2), ("confidence", 1), ("measured", 1))
         )
 
     def __len__(self) -> int:
@@ -160,7 +161,8 @@ class StoredDepth:
         return self._z_depth.row(row).astype(np.float32), self._confidence.row(row), self._measured.row(row)
 
 
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+def stored_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """An array of a generation. Raises StoreError when the group has none of that name."""
     array = group.get(name)
     if not isinstance(array, zarr.Array):
         raise StoreError(f"{group.store}: expected an array {name}, found {sorted(group.keys())}")

@@ -34,8 +34,12 @@ if TYPE_CHECKING:
     import xarray as xr
     import zarr
 
+    from vipe_dag.store.rows import RowReader
     from vipe_dag.store.writer import Generation
 
+REFERENCES = "_references"
+"""Folder of the reference trajectories of a store, one VIDEO_ID.txt each."""
+_REFERENCE = ".txt"
 SHARD_CHUNKS: Mapping[str, int] = {"frame": SHARD_FRAMES}
 
 
@@ -100,6 +104,29 @@ class VideoStore:
         except (ValidationError, VipeDagError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise StoreError(f"{self._backend.url(key)}: not a readable source record ({reason}); run the video again") from error
+
+    # Reference trajectories, which people bring
+
+    def register_reference(self, video_id: str, content: bytes) -> None:
+        """Keeps a trajectory file as what this video is judged by; replaces an earlier one. See vipe_dag.evaluate.register_reference."""
+        with storage_errors(video_id):
+            self._backend.update(_reference_key(video_id), lambda _: content)
+
+    def reference(self, video_id: str) -> bytes | None:
+        """The content of the registered reference; None when there is none."""
+        return self._read(_reference_key(video_id))
+
+    def reference_place(self, video_id: str) -> str:
+        """Where the registered reference is, for people."""
+        return self._backend.url(_reference_key(video_id))
+
+    def referenced(self) -> dict[str, str]:
+        """Ids of the videos that have a reference, sorted, each with a word that changes when the reference is replaced."""
+        with storage_errors(self.root):
+            found = self._backend.objects(REFERENCES) if self._backend.children(REFERENCES) else {}
+        names = {key.removeprefix(f"{REFERENCES}/"): facts for key, facts in found.items()}
+        words = {name.removesuffix(_REFERENCE): f"{size} {written}" for name, (size, written) in names.items() if name.endswith(_REFERENCE)}
+        return {video_id: words[video_id] for video_id in sorted(words) if _is_video_id(video_id)}
 
     # Notes beside the videos
 
@@ -204,15 +231,7 @@ class VideoStore:
 
     def group(self, video_id: str, asset: str, fingerprint: str | None = None) -> zarr.Group:
         """The Zarr group of a generation, read-only."""
-        import zarr
-
-        import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the package runs without being installed
-
-        pointer = self._resolve(video_id, asset, fingerprint)
-        try:
-            return zarr.open_group(self._zarr(pointer), mode="r", zarr_format=3, use_consolidated=True)
-        except (ValueError, FileNotFoundError) as error:
-            raise self._lost(pointer) from error
+        return self._group(self._resolve(video_id, asset, fingerprint))
 
     def open(
         self, video_id: str, asset: str, fingerprint: str | None = None, chunks: Mapping[str, int] | None = SHARD_CHUNKS
@@ -226,7 +245,8 @@ class VideoStore:
         pointer = self._resolve(video_id, asset, fingerprint)
         if self._complete(video_id, asset, pointer.generation) is None:
             raise self._lost(pointer)
-        return open_dataset(self._zarr(pointer), asset, chunks)
+        with storage_errors(self._backend.url(self._generation_key(pointer))):
+            return open_dataset(self._zarr(pointer), asset, chunks)
 
     def frames(self, video_id: str, fingerprint: str | None = None) -> FrameSequence:
         """The frames of a video, row by row, with a bounded cache of decoded rows.
@@ -243,6 +263,20 @@ class VideoStore:
         from vipe_dag.store.reader import StoredDepth
 
         return StoredDepth(self.group(video_id, asset, fingerprint))
+
+    def rows(self, video_id: str, asset: str, variable: str, fingerprint: str | None = None) -> RowReader:
+        """Single rows of a per-frame image, for random access; nothing is kept. Raises StoreError when there is no such variable."""
+        from vipe_dag.store.reader import stored_array
+        from vipe_dag.store.rows import RowReader
+
+        pointer = self._resolve(video_id, asset, fingerprint)
+        key, where = self._generation_key(pointer), f"{video_id}, {asset}"
+
+        def read_part(name: str, start: int, end: int | None) -> bytes | None:
+            with storage_errors(where):
+                return self._backend.read_part(f"{key}/{name}", start, end)
+
+        return RowReader(stored_array(self._group(pointer), variable), read_part, where)
 
     # Upkeep
 
@@ -325,6 +359,17 @@ class VideoStore:
     def _assets(self, video_id: str) -> list[str]:
         return [asset for asset in ASSETS if self._backend.read(f"{video_id}/{asset}/{POINTER}") is not None]
 
+    def _group(self, pointer: Pointer) -> zarr.Group:
+        import zarr
+
+        import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the package runs without being installed
+
+        with storage_errors(self._backend.url(self._generation_key(pointer))):
+            try:
+                return zarr.open_group(self._zarr(pointer), mode="r", zarr_format=3, use_consolidated=True)
+            except (ValueError, FileNotFoundError) as error:
+                raise self._lost(pointer) from error
+
     def _zarr(self, pointer: Pointer) -> Any:
         return self._backend.zarr(self._generation_key(pointer), read_only=True)
 
@@ -354,6 +399,10 @@ def open_video(root: str | Path | VideoStore, video_id: str) -> xr.DataTree:
     return xr.DataTree.from_dict(
         {"/": root_set, **{asset: store.open(video_id, asset, pointer.fingerprint) for asset, pointer in pointers.items()}}
     )
+
+
+def _reference_key(video_id: str) -> str:
+    return f"{REFERENCES}/{valid_video_id(video_id)}{_REFERENCE}"
 
 
 def _is_video_id(name: str) -> bool:

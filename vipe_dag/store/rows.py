@@ -1,0 +1,111 @@
+"""Single rows of a sharded array at the cost of reading and decoding them: for random access, where Zarr's own machinery takes longer.
+
+It reads what the store's writer writes (`vipe_dag.codecs`): one chunk per row, the index of a shard at its end, see the sharding codec of
+Zarr v3 (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed). Nothing of it stays open between two rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vipe_dag.errors import StoreError
+
+if TYPE_CHECKING:
+    import zarr
+
+ReadPart = Callable[[str, int, int | None], bytes | None]
+"""(key below the generation, start, end) to bytes; a negative start counts from the end of the object; None: there is no such object."""
+
+_ABSENT = 2**64 - 1
+_ENTRY = 16
+_CHECKSUM = 4
+
+
+class RowReader:
+    """Rows of one array whose chunks are single rows. Indices of shards are kept (512 bytes each), rows are not.
+
+    Raises StoreError for an array that another writer laid out or encoded.
+    """
+
+    def __init__(self, array: zarr.Array[Any], read_part: ReadPart, where: str) -> None:
+        self._read_part, self._where = read_part, where
+        self._shape, self._dtype = tuple(array.shape), array.dtype
+        if array.shards is None or array.chunks != (1, *self._shape[1:]) or array.shards[1:] != self._shape[1:]:
+            raise StoreError(f"{where}: expected one chunk per frame in shards, found chunks {array.chunks}, shards {array.shards}")
+        self._rows_per_shard = int(array.shards[0])
+        self._fill: Any = array.fill_value
+        metadata: Any = array.metadata
+        self._key = metadata.encode_chunk_key
+        self._name = array.basename
+        self._decode = _decoder(metadata.codecs[0].codecs, where)
+        self._indices: dict[int, NDArray[np.uint64] | None] = {}
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, H, W) or (T, H, W, 3)."""
+        return self._shape
+
+    def row(self, row: int) -> NDArray[Any]:
+        """One row in the stored dtype, not to be written to. Raises IndexError outside 0..len-1, StoreError for damaged data."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        shard, place = divmod(row, self._rows_per_shard)
+        if shard not in self._indices:
+            self._indices[shard] = self._read_index(shard)
+        index = self._indices[shard]
+        if index is None or int(index[place, 0]) == _ABSENT:
+            return np.full(self._shape[1:], self._fill, self._dtype)
+        start, length = (int(number) for number in index[place])
+        content = self._read_part(self._object(shard), start, start + length)
+        if content is None or len(content) != length:
+            raise self._damaged(row, "the shard is shorter than its index says")
+        try:
+            return self._decode(content, self._dtype).reshape(self._shape[1:])
+        except (ValueError, RuntimeError) as error:
+            raise self._damaged(row, error) from error
+
+    def _object(self, shard: int) -> str:
+        return f"{self._name}/{self._key((shard, *(0 for _ in self._shape[1:])))}"
+
+    def _read_index(self, shard: int) -> NDArray[np.uint64] | None:
+        size = self._rows_per_shard * _ENTRY + _CHECKSUM
+        content = self._read_part(self._object(shard), -size, None)
+        if content is None:
+            return None
+        if len(content) != size:
+            raise self._damaged(shard * self._rows_per_shard, "the shard has no index")
+        return np.frombuffer(content[:-_CHECKSUM], "<u8").reshape(-1, 2)
+
+    def _damaged(self, row: int, reason: object) -> StoreError:
+        return StoreError(f"{self._where}: row {row} of {self._name} cannot be read ({reason}); materialize the asset again")
+
+
+def _decoder(codecs: Any, where: str) -> Callable[[bytes, np.dtype[Any]], NDArray[Any]]:
+    """What undoes the codecs of a row; see `vipe_dag.codecs.zarr_codecs` for those that there are."""
+    from zarr.codecs import BloscCodec, BytesCodec
+    from zarr.codecs.numcodecs import PCodec
+
+    from vipe_dag.codecs import JpegXl, decode_jpegxl
+
+    match codecs:
+        case [JpegXl()]:
+            return lambda content, dtype: decode_jpegxl(content)
+        case [PCodec()]:
+            from numcodecs.pcodec import PCodec as Decoder
+
+            pcodec = Decoder()
+            return lambda content, dtype: np.frombuffer(pcodec.decode(content), dtype)
+        case [BytesCodec(), BloscCodec()]:
+            from numcodecs import blosc
+
+            return lambda content, dtype: np.frombuffer(blosc.decompress(content), dtype)
+        case _:
+            names = ", ".join(type(codec).__name__ for codec in codecs)
+            raise StoreError(f"{where}: its rows are encoded by {names}, which cannot be read singly; read it through VideoStore.open")
