@@ -76,14 +76,15 @@ class Row:
 def seconds(run: Callable[[], object], device: str, budget: float = 0.5) -> float:
     """Median time of a call after a first one that compiles. On a GPU calls are queued in a row, so that its start is not in it."""
     run()
+    times: list[float] = []
     if device == "cpu":
-        times, started = [], time.perf_counter()
+        started = time.perf_counter()
         while len(times) < 3 or time.perf_counter() - started < budget:
             before = time.perf_counter()
             run()
             times.append(time.perf_counter() - before)
         return statistics.median(times)
-    times, calls = [], 10
+    calls = 10
     for _ in range(9):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()

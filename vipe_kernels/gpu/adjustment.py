@@ -30,7 +30,7 @@ def zeros(COUNT: tl.constexpr, BLOCK: tl.constexpr):
     """That many blocks of zeros."""
     found = ()
     for _ in tl.static_range(COUNT):
-        found = found + (tl.zeros((BLOCK,), tl.float32),)
+        found = found + (tl.zeros((BLOCK,), tl.float32),)  # type: ignore[assignment]
     return found
 
 
@@ -42,7 +42,7 @@ def _minus_adjoint(rows, f, r, t):
     found = ()
     for i in tl.static_range(6):
         turned = g[i // 3 * 3] * number(r, i % 3) + g[i // 3 * 3 + 1] * number(r, 3 + i % 3) + g[i // 3 * 3 + 2] * number(r, 6 + i % 3)
-        found = found + (rows[i] - turned,)
+        found = found + (rows[i] - turned,)  # type: ignore[assignment]
     return found
 
 
@@ -82,12 +82,12 @@ def _linearise(
         row = corner + 6 * (1 + e - first) * points
         f = ()
         for i in tl.static_range(6):
-            f = f + (u[i] * qx + v[i] * qy,)
+            f = f + (u[i] * qx + v[i] * qy,)  # type: ignore[assignment]
             tl.store(row + i * points, f[i], mask=inside)
         own = _minus_adjoint(own, f, rotation + 9 * e, translation + 3 * e)
         sums = ()
         for i in tl.static_range(N):
-            sums = sums + (shared[i] + u[6 + i] * qx + v[6 + i] * qy,)
+            sums = sums + (shared[i] + u[6 + i] * qx + v[6 + i] * qy,)  # type: ignore[assignment]
         shared = sums
     tl.store(C + s * points + lane, c_sum, mask=inside)
     tl.store(w + s * points + lane, w_sum, mask=inside)

@@ -60,6 +60,10 @@ def intrinsic_slope(x, y, xd, yd, r, theta, fx, fy, CODE: tl.constexpr, MODEL: t
     """How a free intrinsic (`fused.INTRINSIC_CODES`) moves the pixel of the normalised point."""
     if CODE == 0:
         return fx * xd, fy * yd
+    elif CODE == 3:
+        return x * 0.0 + 1.0, x * 0.0
+    elif CODE == 4:
+        return x * 0.0, x * 0.0 + 1.0
     else:
         if MODEL == 2:
             t2 = theta * theta
