@@ -56,7 +56,7 @@ PLACES: dict[str, Callable[[str], object]] = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("url", WITH_CREDENTIALS)
 def test_a_url_with_credentials_is_refused_and_not_repeated(url: str, place: str) -> None:
-    with pytest.raises(VipeDagError, match="the URL carries credentials.*by the environment") as caught:
+    with pytest.raises(VipeDagError, match=r"the URL carries credentials.*by the environment") as caught:
         PLACES[place](url)
     said = str(caught.value)
     assert not [piece for piece in SECRET.split("/") if piece in said]
@@ -76,7 +76,9 @@ def test_other_urls_are_taken_as_they_are(url: str) -> None:
     assert public(url) == (url.partition("?")[0] if url.startswith("http") else url)
 
 
-def test_a_configuration_named_by_the_environment_is_no_way_round(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_configuration_named_by_the_environment_is_no_way_round(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(CONFIG_VARIABLE, WITH_CREDENTIALS[0])
     assert cli.main(["status", "--store", "memory://empty"]) == 2
     assert "MDENG" not in "".join(capfd.readouterr())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vipe_dag.config_words import did_you_mean
+from vipe_dag.config_words import MAX_SHOWN, did_you_mean, shown
 from vipe_dag.documents import read_document
 from vipe_dag.errors import ConfigError
 from vipe_dag.placement import document
@@ -78,10 +78,10 @@ def load_operations(root: str) -> Operations:
         return Operations.model_validate(values)
     except ValidationError as error:
         detail = error.errors()[0]
-        name = ".".join(map(str, detail["loc"]))
+        name = ".".join(map(str, detail["loc"]))[:MAX_SHOWN]
         if detail["type"] == "extra_forbidden":
             raise ConfigError(f"{where}: there is no setting {name}{did_you_mean(name, setting_names())}") from error
-        raise ConfigError(f"{where}: {name}: {detail['msg']}, found {detail['input']!r}") from error
+        raise ConfigError(f"{where}: {name}: {detail['msg']}, found {shown(detail['input'])}") from error
 
 
 def collect_garbage(root: str, retention_days: float | None = None, keep: int | None = None, dry_run: bool = False) -> list[Swept]:
