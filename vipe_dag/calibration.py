@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vipe_dag.config_words import MAX_SHOWN, shown
 from vipe_dag.errors import SourceError
 from vipe_dag.results import PARAM_NAMES
 
 if TYPE_CHECKING:
     from vipe_dag.video.records import SourceInfo, VideoSource
 
+MAX_SIDE = 2**20
+MAX_FAULTS = 5
 CAMERA_MODELS = ("pinhole", "brown", "fisheye")
 SIDECAR_SUFFIX = ".intrinsics.json"
 
@@ -94,7 +97,9 @@ class Calibration:
         try:
             parsed = _Sidecar.model_validate(content)
         except ValidationError as error:
-            raise SourceError(f"{origin}: {'; '.join(_sentence(detail) for detail in error.errors(include_url=False))}") from error
+            raise SourceError(
+                f"{origin}: {'; '.join(_sentence(fault) for fault in error.errors(include_url=False)[:MAX_FAULTS])}"
+            ) from error
         width, height = parsed.width or width, parsed.height or height
         if width is None or height is None:
             raise SourceError(f"{origin}: width and height are missing; give the resolution that fx fy cx cy refer to")
@@ -119,8 +124,8 @@ class _Sidecar(BaseModel):
     fy: float = Field(gt=0)
     cx: float
     cy: float
-    width: int | None = Field(None, gt=0)
-    height: int | None = Field(None, gt=0)
+    width: int | None = Field(None, gt=0, le=MAX_SIDE)
+    height: int | None = Field(None, gt=0, le=MAX_SIDE)
     model: str = "pinhole"
     distortion_model: str | None = None
     distortion: tuple[float, ...] = ()
@@ -136,12 +141,14 @@ class _Sidecar(BaseModel):
         named = [_model_name(name) for name in (self.model, self.distortion_model) if name is not None]
         curved = {name for name in named if name != "pinhole"}
         if len(curved) > 1:
-            raise ValueError(f"model {self.model!r} contradicts distortion_model {self.distortion_model!r}")
+            raise ValueError(f"model {shown(self.model)} contradicts distortion_model {shown(self.distortion_model)}")
         model = curved.pop() if curved else "pinhole"
         bent = any(self.distortion)
         if bent and model == "pinhole":
             if self.distortion_model is not None:
-                raise ValueError(f"distortion_model {self.distortion_model!r} contradicts the coefficients {list(self.distortion)}")
+                raise ValueError(
+                    f"distortion_model {shown(self.distortion_model)} contradicts the coefficients {shown(list(self.distortion))}"
+                )
             model = "brown"
         if any(self.distortion[_COEFFICIENTS[model] :]):
             raise ValueError(f"distortion has {len(self.distortion)} coefficients, but {model} takes {_COEFFICIENTS[model]}")
@@ -175,7 +182,7 @@ def load_calibration(uri: str, info: SourceInfo) -> Calibration:
     place = Location.of(uri)
     try:
         content = json.loads(place.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{place}: not JSON ({error}); expected an object with fx, fy, cx, cy") from error
     if not isinstance(content, dict):
         raise SourceError(f"{place}: expected a JSON object with fx, fy, cx, cy, found {type(content).__name__}")
@@ -210,7 +217,7 @@ def _model_name(name: str) -> str:
     try:
         return _MODEL_NAMES[name.strip().lower()]
     except KeyError:
-        raise ValueError(f"unknown camera model {name!r}; known: {', '.join(sorted(_MODEL_NAMES))}") from None
+        raise ValueError(f"unknown camera model {shown(name)}; known: {', '.join(sorted(_MODEL_NAMES))}") from None
 
 
 def _fault(params: NDArray[np.float64], width: int, height: int) -> str | None:
@@ -229,11 +236,11 @@ def _fault(params: NDArray[np.float64], width: int, height: int) -> str | None:
 
 
 def _sentence(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"]) or "sidecar"
+    key = ".".join(str(part) for part in detail["loc"])[:MAX_SHOWN] or "sidecar"
     if detail["type"] == "missing":
         return f"{key} is missing"
     if detail["type"] == "extra_forbidden":
         return f"{key} is not a known key (known: {', '.join(_Sidecar.model_fields)})"
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
-    return f"{key} = {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    return f"{key} = {shown(detail['input'])}: {detail['msg'][0].lower()}{detail['msg'][1:]}"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from vipe_dag.config_words import did_you_mean, expected
+from vipe_dag.config_words import MAX_SHOWN, did_you_mean, expected, shown
 from vipe_dag.documents import read_document
 from vipe_dag.errors import ConfigError
 from vipe_dag.strict_yaml import parse
@@ -213,6 +213,8 @@ class PipelineConfig(StageConfig):
 
 
 PRESET_KEY = "preset"
+MAX_PROBLEMS = 10
+"""Of a configuration, that are told at once."""
 _PRESETS = package_data.files("vipe_dag") / "presets"
 
 
@@ -236,7 +238,7 @@ def load_config(preset: str | None = None, overrides: Iterable[str] = (), file: 
         content = dict(_mapping(text, str(file)))
         named = content.pop(PRESET_KEY, None)
         if named is not None and not isinstance(named, str):
-            raise ConfigError(f"{file}: {PRESET_KEY} must be the name of a preset ({', '.join(presets())}), got {named!r}")
+            raise ConfigError(f"{file}: {PRESET_KEY} must be the name of a preset ({', '.join(presets())}), got {shown(named)}")
         preset = preset or named
         layers.append((str(file), content))
     preset = preset or "default"
@@ -262,13 +264,13 @@ def _mapping(text: str, origin: str) -> Mapping[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{origin}: expected a mapping of stages to their fields, found {content!r}")
+        raise ConfigError(f"{origin}: expected a mapping of stages to their fields, found {shown(content)}")
     return content
 
 
 def _preset(name: str) -> Mapping[str, Any]:
     if name not in presets():
-        raise ConfigError(f"unknown preset {name!r}{did_you_mean(name, presets())}; there are: {', '.join(presets())}")
+        raise ConfigError(f"unknown preset {shown(name)}{did_you_mean(name, presets())}; there are: {', '.join(presets())}")
     return _mapping((_PRESETS / f"{name}.yaml").read_text(encoding="utf-8"), f"preset {name}")
 
 
@@ -291,16 +293,18 @@ def _validated(layers: list[tuple[str, Mapping[str, Any]]]) -> PipelineConfig:
             if section is None:
                 continue
             if stage not in PipelineConfig.model_fields:
-                raise ConfigError(f"{stage}: unknown stage ({origin}){did_you_mean(str(stage), PipelineConfig.model_fields)}")
+                raise ConfigError(
+                    f"{str(stage)[:MAX_SHOWN]}: unknown stage ({origin}){did_you_mean(str(stage), PipelineConfig.model_fields)}"
+                )
             if not isinstance(section, Mapping):
-                raise ConfigError(f"{stage}: expected a mapping of its fields ({origin}), found {section!r}")
+                raise ConfigError(f"{stage}: expected a mapping of its fields ({origin}), found {shown(section)}")
             merged.setdefault(stage, {}).update(section)
             origins.update({(stage, field): origin for field in section})
     try:
         return PipelineConfig.model_validate(merged)
     except ValidationError as error:
         problems = {detail["loc"][:2]: _problem(detail, origins, merged) for detail in error.errors(include_url=False)}
-        raise ConfigError("; ".join(problems.values())) from error
+        raise ConfigError("; ".join(list(problems.values())[:MAX_PROBLEMS])) from error
 
 
 def _problem(detail: Any, origins: Mapping[tuple[Any, ...], str], given: Mapping[str, Mapping[str, Any]]) -> str:
@@ -308,12 +312,11 @@ def _problem(detail: Any, origins: Mapping[tuple[Any, ...], str], given: Mapping
     key = ".".join(str(part) for part in location)
     origin = origins.get(location, "defaults")
     if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown field ({origin}){did_you_mean(key, field_names())}"
+        return f"{key[:MAX_SHOWN]}: unknown field ({origin}){did_you_mean(key, field_names())}"
     if detail["type"] in ("value_error", "assertion_error"):
         return f"{key} ({origin}): {detail['msg'].partition(', ')[2] or detail['msg']}"
     value = given.get(location[0], {}).get(location[-1], detail["input"])
-    shown = list(value) if isinstance(value, tuple) else value
-    return f"{key}: expected {expected(field_info(key))}, got {shown!r} ({origin})"
+    return f"{key}: expected {expected(field_info(key))}, got {shown(list(value) if isinstance(value, tuple) else value)} ({origin})"
 
 
 def _section(field: FieldInfo) -> type[BaseModel]:

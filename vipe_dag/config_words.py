@@ -11,15 +11,23 @@ from typing import Any, Literal, Union
 import annotated_types
 from pydantic.fields import FieldInfo
 
+MAX_SHOWN = 120
+
 
 def expected(field: FieldInfo) -> str:
     """What a field takes, in words: `integer from 64 to 8192`, `one of 'jxl', 'reference'`, `list of 1 to 4, each a number above 0`."""
     return _words(field.annotation, field.metadata)
 
 
+def shown(value: object) -> str:
+    """A value that somebody gave, at a length that fits into a sentence."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 4]} ..."
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """The nearest valid name; a field given without its stage, or under the wrong one, finds its home."""
-    names = list(valid)
+    names, name = list(valid), name[:MAX_SHOWN]
     same_field = [known for known in names if known.rpartition(".")[2] == name.rpartition(".")[2]]
     in_stage = [known for known in names if known.partition(".")[0] == name.partition(".")[0]]
     for choice in (same_field, difflib.get_close_matches(name, in_stage, 1, 0.5), difflib.get_close_matches(name, names, 1, 0.5)):

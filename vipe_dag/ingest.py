@@ -5,6 +5,7 @@ The document, `<root>/_ingest.json`, is all that is remembered: a restart loses 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -152,7 +153,7 @@ def retry(store: VideoStore, pattern: str = "*") -> list[str]:
 
 
 def _listing(location: str) -> tuple[Location, list[_File]]:
-    """Video files of a folder and those below, hidden ones left out."""
+    """Video files of a folder and those below; not hidden ones, nor symbolic links: who can drop files must not name others' files."""
     from natsort import natsorted
 
     from vipe_dag.video.location import Location
@@ -168,6 +169,9 @@ def _listing(location: str) -> tuple[Location, list[_File]]:
         raise SourceError(f"{place}: is no folder that can be listed; ingest.location names a folder or a prefix of an object store")
     below = len(place.bare.rstrip("/")) + 1
     visible = [path for path in natsorted(found) if not any(part.startswith(".") for part in path[below:].split("/"))]
+    if place.local:
+        root = os.path.realpath(place.path)
+        visible = [path for path in visible if os.path.realpath(path) == os.path.join(root, path[below:])]
     files = []
     for path in visible:
         if is_video(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 import socket
@@ -32,6 +33,7 @@ def serve(root: str, host: str, port: int) -> int:
     configuration(root)
     port = free_port(host, port)
     videos = prepare_book(root)
+    warn_unless_loopback(screen, host, port, "can start runs and delete results")
     group = _Group(_command(host, port), _environment(root))
     try:
         return _attend(group, screen, f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", root, videos)
@@ -78,6 +80,16 @@ def _answers(group: _Group, url: str) -> bool:
             return True
         time.sleep(0.25)
     return False
+
+
+def warn_unless_loopback(screen: Console, host: str, port: int, what: str) -> None:
+    """Says who can reach a server without a login."""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        screen.print(f"[yellow]warning:[/] {host} is not loopback: whoever reaches port {port} {what}, there is no login")
 
 
 def free_port(host: str, port: int) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import signal
 import sys
 from pathlib import Path
 
 from vipe_dag.cli.terminal import console
-from vipe_dag.cli.ui import free_port, interrupt
+from vipe_dag.cli.ui import free_port, interrupt, warn_unless_loopback
 from vipe_dag.store import VideoStore
 
 
@@ -22,20 +21,10 @@ def serve(root: str, video_id: str | None, host: str, port: int, reference: Path
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(name, interrupt)
         shown = f"[{host}]" if ":" in host else host
-        if not _is_loopback(host):
-            screen.print(
-                f"[yellow]warning:[/] {host} is not loopback: whoever reaches port {viewer.port} sees the videos, there is no login"
-            )
+        warn_unless_loopback(screen, host, viewer.port, "sees the videos")
         screen.print(f"[bold]http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{viewer.port}[/]  (Ctrl-C to stop)")
         viewer.wait()
     except KeyboardInterrupt:
         pass
     finally:
         viewer.stop()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -111,9 +111,20 @@ class LocalBackend:
     def root(self) -> str:
         return str(self._directory)
 
+    def _path(self, key: str) -> Path:
+        """Raises StoreError where a symbolic link leads out of the store: who can write there must not reach what is elsewhere."""
+        path = self._directory / key
+        if self._leads_out(path):
+            raise StoreError(f"{path}: a symbolic link leads out of the store; replace it by what it names, or link the whole store")
+        return path
+
+    def _leads_out(self, path: Path) -> bool:
+        root = os.path.realpath(self._directory)
+        return os.path.commonpath([root, os.path.realpath(path)]) != root
+
     def read(self, key: str) -> bytes | None:
         try:
-            return (self._directory / key).read_bytes()
+            return self._path(key).read_bytes()
         except FileNotFoundError:
             return None
 
@@ -129,7 +140,7 @@ class LocalBackend:
         return {key: content for key in keys if (content := self.read(key)) is not None}
 
     def update(self, key: str, change: Change) -> None:
-        path = self._directory / key
+        path = self._path(key)
         with _UPDATES:
             content = change(self.read(key))
             if content is None:
@@ -149,13 +160,15 @@ class LocalBackend:
 
     def children(self, key: str) -> list[str]:
         try:
-            return sorted(entry.name for entry in os.scandir(self._directory / key) if not entry.name.endswith(self.TEMPORARY))
+            entries = list(os.scandir(self._path(key)))
         except (FileNotFoundError, NotADirectoryError):
             return []
+        kept = (entry for entry in entries if not entry.name.endswith(self.TEMPORARY))
+        return sorted(entry.name for entry in kept if not (entry.is_symlink() and self._leads_out(Path(entry.path))))
 
     def objects(self, key: str) -> dict[str, tuple[int, float]]:
         found: dict[str, tuple[int, float]] = {}
-        for folder, _, names in os.walk(self._directory / key):
+        for folder, _, names in os.walk(self._path(key)):
             for name in names:
                 path = Path(folder, name)
                 try:
@@ -166,7 +179,7 @@ class LocalBackend:
         return found
 
     def sync(self, key: str) -> None:
-        top = self._directory / key
+        top = self._path(key)
         if top.is_file():
             _fsync(top)
         for folder, _, names in os.walk(top):
@@ -180,7 +193,9 @@ class LocalBackend:
 
     def remove(self, key: str) -> None:
         path = self._directory / key
-        if path.is_dir() and not path.is_symlink():
+        if path.is_symlink():
+            path.unlink()
+        elif self._path(key).is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
@@ -188,7 +203,7 @@ class LocalBackend:
     def zarr(self, key: str, *, read_only: bool) -> Store:
         from zarr.storage import LocalStore
 
-        return LocalStore(self._directory / key, read_only=read_only)
+        return LocalStore(self._path(key), read_only=read_only)
 
     def arrow(self, key: str) -> tuple[FileSystem, str]:
         from pyarrow.fs import LocalFileSystem

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from vipe_dag.errors import ConfigError, StoreError
 from vipe_dag.schema import asset_schema
@@ -18,6 +17,7 @@ SOURCE = "_source.json"
 COMMIT = "commit"
 """Attribute of a generation's root group that holds its own Pointer; present and consolidated only once everything else was written."""
 
+MAX_NAME = 200
 _FINGERPRINT = re.compile(r"[0-9a-f]{8,64}")
 _GENERATION = re.compile(r"([0-9a-f]{8,64})-[0-9a-f]{8}\.zarr")
 
@@ -37,8 +37,8 @@ class Pointer(BaseModel):
     fingerprint: str
     run_id: str | None
     checks: tuple[dict[str, Any], ...] = ()
-    bytes: int
-    written_at: datetime
+    bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    written_at: AwareDatetime
 
 
 def valid_video_id(video_id: str) -> str:
@@ -72,12 +72,14 @@ def generation_fingerprint(name: str) -> str | None:
     return match[1] if match else None
 
 
-def parse_pointer(content: bytes, where: str) -> Pointer:
-    """Raises StoreError with the remedy when the content is not a pointer of a generation."""
+def parse_pointer(content: bytes, where: str, key: str | None = None) -> Pointer:
+    """Raises StoreError with the remedy when the content is not a pointer of a generation, or not of the asset at `key`."""
     try:
         pointer = Pointer.model_validate_json(content)
         if generation_fingerprint(pointer.generation) != pointer.fingerprint:
             raise ValueError(f"generation {pointer.generation!r} does not belong to fingerprint {pointer.fingerprint!r}")
+        if key is not None and key != f"{pointer.video_id}/{pointer.asset}":
+            raise ValueError(f"it speaks of {f'{pointer.video_id}/{pointer.asset}'[:MAX_NAME]!r}")
     except (ValidationError, ValueError) as error:
         first = str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error)
         raise StoreError(

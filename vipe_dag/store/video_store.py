@@ -153,9 +153,9 @@ class VideoStore:
 
     def current(self, video_id: str, asset: str) -> Pointer | None:
         """The current generation, or None. Raises StoreError when the pointer is unreadable."""
-        key = f"{asset_key(video_id, asset)}/{POINTER}"
-        content = self._read(key)
-        return None if content is None else parse_pointer(content, self._backend.url(key))
+        key = asset_key(video_id, asset)
+        content = self._read(f"{key}/{POINTER}")
+        return None if content is None else parse_pointer(content, self._backend.url(f"{key}/{POINTER}"), key)
 
     def generations(self, video_id: str, asset: str) -> list[Pointer]:
         """Every complete generation, oldest first. Half-written ones are left out."""
@@ -351,9 +351,10 @@ class VideoStore:
             root = json.loads(content)
             if not root.get("consolidated_metadata"):
                 return None
-            return Pointer.model_validate(root["attributes"][COMMIT])
-        except (ValueError, KeyError, AttributeError, TypeError):
+            pointer = Pointer.model_validate(root["attributes"][COMMIT])
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return None
+        return pointer if (pointer.video_id, pointer.asset, pointer.generation) == (video_id, asset, generation) else None
 
     def _resolve(self, video_id: str, asset: str, fingerprint: str | None) -> Pointer:
         pointer = self.current(video_id, asset) if fingerprint is None else self.find(video_id, asset, fingerprint)

@@ -24,6 +24,7 @@ PICTURE_FOLDERS = ("rgb", "images")
 
 _GENERIC_NAMES = {"rgb", "images", "image", "imgs", "frames", "color", "colour", "data"}
 _MAX_FILE_BYTES = 1 << 30
+_MAX_NAME = 1000
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ def _timed(times_file: Location, within: Location | None) -> _Listing:
     present = {folder: set(Location.at(base, folder).names()) for folder in sorted({file.parent.bare for file in files})}
     for file in files:
         if file.name not in present[file.parent.bare]:
-            raise SourceError(f"{times_file}: names {file.name}, which is missing; restore the picture or take out the line")
+            raise SourceError(f"{times_file}: names {file.name[:80]!r}, which is missing; restore the picture or take out the line")
     if not files and within is None:
         raise SourceError(f"{times_file}: names no pictures; expected lines of `seconds file`")
     return _Listing(tuple(files), tuple(times), nominal=False)
@@ -250,7 +251,7 @@ def _timed(times_file: Location, within: Location | None) -> _Listing:
 
 def _inside(base: Location, name: str, where: str) -> Location:
     path = posixpath.normpath(name.replace("\\", "/"))
-    if not name or path.startswith(("/", "..")) or "://" in name or not is_picture(path):
+    if not name or len(path) > _MAX_NAME or path.startswith(("/", "..")) or "://" in name or not is_picture(path):
         raise SourceError(f"{where}: expected `seconds file` with a picture inside the folder, found {name[:80]!r}")
     return base.child(path)
 

@@ -43,6 +43,7 @@ class Location:
             return cls(path, path, fs)
         refuse_credentials(uri, SourceError)
         try:
+            urlsplit(uri)
             fs, path = file_system(uri)
         except (ValueError, ImportError) as error:
             raise SourceError(f"{public(uri)}: cannot open this kind of URL ({redacted(str(error))})") from error
