@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import psutil
 from assets_defs.checks import check_results
 from assets_defs.partitions import VIDEOS
 from vipe_dag.checks import Check
+from vipe_dag.errors import ConfigError, StoreError
 from vipe_dag.graph import STAGES
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ UNFINISHED = (
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 )
+DATABASE_PACKAGES = frozenset({"sqlalchemy", "sqlite3", "psycopg2", "dagster_postgres"})
+"""Whose exceptions mean that the book could not be read or written."""
 HOME_CONFIG = """\
 # Written once by vipe-dag; yours to change.
 telemetry:
@@ -53,9 +57,31 @@ def prepare_home(home: Path) -> None:
 
 
 def open_instance(home: Path) -> dg.DagsterInstance:
-    """The instance of that home, made when absent. Use it as a context manager."""
+    """The instance of that home, made when absent. Use it as a context manager. Raises ConfigError, StoreError: see book_errors."""
     prepare_home(home)
-    return dg.DagsterInstance.from_config(str(home))
+    with book_errors(home):
+        return dg.DagsterInstance.from_config(str(home))
+
+
+@contextmanager
+def book_errors(home: Path) -> Iterator[None]:
+    """Says in one line what is wrong with Dagster's database: ConfigError for its configuration, StoreError where it cannot be reached."""
+    try:
+        yield
+    except dg.DagsterInvalidConfigError as error:
+        said = str(error.errors[0].message).partition("Stack Trace")[0]
+        raise ConfigError(f"{home / 'dagster.yaml'}: {' '.join((said.partition('PostProcessingError: ')[2] or said).split())}") from None
+    except ImportError as error:
+        if error.name == "psycopg":
+            raise ConfigError(f"{home / 'dagster.yaml'}: the URL of the database must begin with postgresql+psycopg2://") from None
+        raise ConfigError(
+            f"{home / 'dagster.yaml'}: needs {error.name}, which is not installed; pip install 'vipe-dag[postgres]'"
+        ) from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in DATABASE_PACKAGES:
+            raise
+        reason = " ".join(str(error).partition("[SQL")[0].split())
+        raise StoreError(f"{home}: Dagster's database failed ({reason}); results are in the store: run again") from None
 
 
 def add_videos(instance: dg.DagsterInstance, video_ids: Iterable[str]) -> None:
@@ -125,7 +151,7 @@ def process_tags() -> dict[str, str]:
 
 
 def close_lost_runs(instance: dg.DagsterInstance) -> int:
-    """Marks runs as failed whose process on this machine is gone (killed, or the power went); returns how many."""
+    """Marks runs as failed whose process on this machine is gone (killed, or the power went), and frees their slots; returns how many."""
     host = socket.gethostname()
     lost = 0
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
@@ -133,7 +159,18 @@ def close_lost_runs(instance: dg.DagsterInstance) -> int:
         if name.startswith(f"{host}:") and not _alive(name):
             instance.report_run_failed(run, "the process of this run ended without closing it")
             lost += 1
+    release_slots(instance)
     return lost
+
+
+def release_slots(instance: dg.DagsterInstance) -> None:
+    """Frees the places in pools that runs hold though they ended: where the database was lost with the step, Dagster leaves them taken."""
+    storage = instance.event_log_storage
+    for pool in storage.get_concurrency_keys():
+        for run_id in storage.get_concurrency_info(pool).active_run_ids:
+            run = instance.get_run_by_id(run_id)
+            if run is None or run.is_finished:
+                storage.free_concurrency_slots_for_run(run_id)
 
 
 def _process_name(pid: int) -> str:

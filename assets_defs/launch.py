@@ -22,6 +22,10 @@ _ON_PURPOSE = {kind.__name__ for kind in VipeDagError.__subclasses__()} | {dg.Fa
 """Class names of exceptions that are raised on purpose: ours, and Dagster's own for a step that refuses to run."""
 
 
+_DATABASE = {"OperationalError", "InterfaceError", "DagsterPostgresException"}
+"""What a step raises when the book is lost under it: a connection was ended, a disk is full."""
+
+
 _INTERRUPTED = {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}
 """What a step raises when the process was asked to end."""
 
@@ -37,6 +41,8 @@ class StepFailure:
 
     def sentence(self, video_id: str) -> str:
         """One line; names the class when the exception is not one that is raised on purpose."""
+        if self.kind in _DATABASE:
+            return f"{video_id}: {self.stage}: Dagster's database failed ({self.message}); results are in the store: run again"
         message = self.message if self.kind in _ON_PURPOSE else f"{self.kind}: {self.message}; this is a defect of vipe-dag"
         return f"{video_id}: {self.stage}: {message}"
 

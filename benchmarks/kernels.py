@@ -1,6 +1,7 @@
-"""Bundle adjustment against Ceres on the same measurements: time of one Gauss-Newton iteration, and where both end.
+"""Bundle adjustment against Ceres on the same measurements: time of one Gauss-Newton iteration, and where both end. Then single operations
+beside the floor of the machine, on the CPU and on a GPU where there is one (`operations`).
 
-    python -m benchmarks.kernels [--keyframes N]... [--points N] [--radius N] [--iterations N] [--json FILE]
+    python -m benchmarks.kernels [--suite adjustment|operations] [--keyframes N]... [--points N] [--radius N] [--iterations N] [--json FILE]
 
 Cameras on a curve; every point of a keyframe is measured, with half a pixel of noise, in the keyframes up to `radius` before and behind
 it; poses, structure and the focal length are free. Ceres runs through COLMAP's bundle adjustment (`pip install -e '.[bench]'`), where a
@@ -176,9 +177,13 @@ def _rms_of(model: Any, ids: list[list[int]], made: World) -> float:
 
 
 def main() -> int:
+    from benchmarks import operations  # which takes its problem from here
+
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    suites = ("adjustment", "operations")
+    parser.add_argument("--suite", choices=suites, action="append", help="what to run; repeatable; both when not given")
     parser.add_argument("--keyframes", type=int, action="append", help="size of a problem; repeatable; 10, 40 and 150 when not given")
     parser.add_argument("--points", type=int, default=300, help="per keyframe")
     parser.add_argument("--radius", type=int, default=3, help="how many keyframes before and behind see a point")
@@ -187,6 +192,16 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write all figures here")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    record: dict[str, Any] = {}
+    for suite in asked.suite or suites:
+        record[suite] = against_ceres(asked) if suite == "adjustment" else operations.record()
+    if asked.json:
+        asked.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def against_ceres(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Problems of each size asked for, printed line by line."""
     record = []
     print(f"{'keyframes':>10}{'measurements':>14}{'ours, ms':>10}{'Ceres, ms':>11}{'ratio':>8}{'ours, px':>10}{'Ceres, px':>11}")
     for keyframes in asked.keyframes or (10, 40, 150):
@@ -199,9 +214,7 @@ def main() -> int:
             flush=True,
         )
         record.append({"keyframes": keyframes, "measurements": count, "ours": asdict(ours), "ceres": asdict(ceres), "ratio": ratio})
-    if asked.json:
-        asked.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return 0
+    return record
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def test_the_command_line_starts_without_dagster() -> None:
 
 
 def test_kernels_know_tensors_only() -> None:
-    allowed = {"torch", "numpy", "numba", "cv2", "vipe_kernels", "lietorch"} | set(sys.stdlib_module_names)
+    allowed = {"torch", "numpy", "scipy", "numba", "triton", "cv2", "vipe_kernels", "lietorch"} | set(sys.stdlib_module_names)
     for path in sources("vipe_kernels"):
         assert packages_imported(path) <= allowed, path
 

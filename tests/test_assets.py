@@ -23,7 +23,6 @@ from assets_defs.instance import HOME_CONFIG, PROCESS_TAG, add_videos, adopt, cl
 from assets_defs.jobs import PIPELINE_JOB
 from assets_defs.metadata import picture
 from assets_defs.partitions import VIDEOS
-from clips import write_clip
 from vipe_dag.checks import CHECKS
 from vipe_dag.config import PipelineConfig, load_config
 from vipe_dag.graph import STAGES, config_digest
@@ -34,16 +33,6 @@ from vipe_dag.video import SourceRecord, open_source
 
 ROOT = Path(__file__).parents[1]
 ALL = [stage.name for stage in STAGES]
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    return quick_stages.install(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clips") / "slide.mp4", 12)
 
 
 @pytest.fixture

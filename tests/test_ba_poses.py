@@ -11,7 +11,7 @@ from engine_worlds import angle_deg, clip, config, errors, frames, known, select
 from vipe_dag.evaluate import trajectory
 from vipe_dag.results import BaPoses, Keyframes
 from vipe_dag.sequence import ArrayFrames
-from vipe_dag.stages import ba_poses, keyframes
+from vipe_dag.stages import ba_poses, intrinsics, keyframes
 
 MOVING = ["orbit", "room"]
 ALL = [*MOVING, "rotation", "static", "cut"]
@@ -118,6 +118,21 @@ def test_a_given_camera_is_used_exactly(name: str) -> None:
 
 def test_a_pinhole_camera_is_not_given_a_distorted_lens() -> None:
     assert solved("orbit").camera_model == "pinhole"
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_a_centred_camera_keeps_its_centre(name: str) -> None:
+    assert solved(name).params[2:4].tolist() == clip(name).camera.params[2:4].tolist()
+
+
+def test_the_centre_of_a_picture_cut_from_one_side_is_found() -> None:
+    gone, truth = 16, clip("orbit")
+    cut = ArrayFrames(np.stack([truth.rgb(row) for row in range(len(truth.time))])[:, :, gone:], truth.time, np.arange(len(truth.time)))
+    chosen = keyframes.select(cut, config().keyframes)
+    found = ba_poses.solve(cut, chosen, intrinsics.calibrate(cut, chosen, config().intrinsics), config().ba_poses)
+    assert found.params[2] == pytest.approx(truth.camera.params[2] - gone, abs=0.3 * gone / 2)
+    assert found.params_std[2] > 0
+    assert errors("orbit", found).ate_percent < 0.5
 
 
 def test_a_still_camera_does_not_move() -> None:

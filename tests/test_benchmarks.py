@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import engines, kernels, metrics, poses, processes, scores, sequences, tables
+from benchmarks import engines, kernels, metrics, operations, poses, processes, scores, sequences, tables
 from benchmarks.estimates import Estimate
 from benchmarks.metrics import BY_NAME, regressions
 from benchmarks.scores import Outcome
@@ -352,3 +352,14 @@ def test_ceres_starts_from_and_ends_at_the_same_problem(made: kernels.World) -> 
     assert kernels._rms_of(model, ids, made) == pytest.approx(kernels.rms(made.problem, made.start), rel=1e-6)
     found = kernels.run_ceres(made, 12, threads=1)
     assert found.rms < kernels.rms(made.problem, made.truth)
+
+
+def test_every_operation_has_a_floor_and_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "seconds", lambda run, device: (run(), 0.001)[1])
+    monkeypatch.setattr(operations, "measured", lambda device: operations.Device("this", 1e9, 1e9))
+    machine, rows = operations.run("cpu", operations.Size(40, 30, 2, 4, 10, 2))
+    assert {row.name for row in rows} == {
+        "flow (medium)", "consistency", "projection (brown)", "triangulation", "linearisation", "elimination",
+    }  # fmt: skip
+    assert all(row.floor > 0 for row in rows)
+    assert operations.table(machine, rows).count("\n") == 3 + len(rows)

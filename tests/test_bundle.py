@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bundle_reference import cost, gauss_newton, normal_equations
 from engine_worlds import Rig, angle_deg, focal, normal, rig, to_scale
-from vipe_kernels import bundle, cameras
+from vipe_kernels import bundle, cameras, reduced
 from vipe_kernels.bundle import Edges, Intrinsic, Schedule, State
 from vipe_kernels.lie import SE3
 
@@ -27,6 +27,7 @@ INTRINSICS = {
     "focal free": (focal(),),
     "focal with prior": (focal(0.05, 6.3),),
     "focal and k1 free": (focal(), Intrinsic("k1", 0.0, 0.1)),
+    "focal and centre free": (focal(), Intrinsic("cx", 319.5, 5.0), Intrinsic("cy", 179.5, 5.0)),
 }
 
 
@@ -90,22 +91,53 @@ def test_one_step_with_held_depths_is_the_dense_step(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("rotation_only", [False, True])
 @pytest.mark.parametrize("model", MODELS)
 def test_compiled_loops_and_tensor_operations_give_the_same_sums(model: str, rotation_only: bool) -> None:
-    free = (focal(0.3),) if model == "pinhole" else (focal(0.3), Intrinsic("k1", 0.0, 0.1), Intrinsic("k2", 0.0, 0.1))
+    free = (focal(0.3), Intrinsic("cx", 319.5, 5.0), Intrinsic("cy", 179.5, 5.0))
+    free += () if model == "pinhole" else (Intrinsic("k1", 0.0, 0.1), Intrinsic("k2", 0.0, 0.1))
     world = rig(model, intrinsics=free).noisy(1.0).with_outliers(0.2)
     free_depth = torch.tensor([True, False, True, True, False])
     problem = replace(world.problem, rotation_only=rotation_only, free_depth=free_depth, near=0.3)
     state = world.perturbed(0.3)  # some points come close to a camera or fall behind it
     edges = problem.edges
     r, t = bundle.relative(state.rotation, state.translation, edges.source, edges.destination)
-    columns = [slot for i in free for slot in {"focal": (0, 1), "k1": (4,), "k2": (5,)}[i.name]]
+    columns = [slot for i in free for slot in bundle.SLOTS[i.name]]
     rays, d_ray = cameras.unproject_with_jacobian(problem.uv, state.params, model, columns)
     d_ray = torch.cat([(d_ray[..., :2] @ state.params[:2])[..., None], d_ray[..., 2:]], -1)
-    chunk = slice(0, len(edges.source))
-    a = bundle.linearise_compiled(problem, state, chunk, r, t, rays, d_ray, 2.0)
-    b = bundle.linearise_tensors(problem, state, chunk, r, t, rays, d_ray, 2.0)
+    given = (problem, state, slice(0, len(edges.source)), r, t, rays, d_ray, 2.0)
+    a, b = bundle.linearise_compiled(*given), bundle.linearise_tensors(*given)
     for field in fields(a):
-        x, y = torch.as_tensor(getattr(a, field.name)), torch.as_tensor(getattr(b, field.name))
-        assert torch.allclose(x, y, rtol=1e-9, atol=1e-9 * (1 + float(y.abs().max()))), field.name
+        assert_close(getattr(a, field.name), getattr(b, field.name))
+    move, shared = normal((len(edges.source), 6), 4), normal((len(free),), 5)
+    if rotation_only:
+        move[:, :3] = 0.0
+    assert_close(bundle.back_substitute_compiled(*given, move, shared), bundle.back_substitute_tensors(*given, move, shared))
+
+
+def assert_close(a: Tensor | float, b: Tensor | float) -> None:
+    x, y = torch.as_tensor(a), torch.as_tensor(b)
+    assert torch.allclose(x, y, rtol=1e-9, atol=1e-9 * (1 + float(y.abs().max())))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("fixed", [(0,), (0, 2)])
+def test_many_cameras_are_solved_like_few(model: str, fixed: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    free = (focal(0.3),) if model == "pinhole" else (focal(0.3), Intrinsic("k1", 0.0, 0.1))
+    world = rig(model, fixed=fixed, intrinsics=free).noisy(1.0)
+    schedule = Schedule((4.0, 2.0), (3, 3), tolerance=0.0)
+    dense, _ = bundle.solve(world.problem, world.perturbed(0.01), schedule)
+    known = bundle.posterior(world.problem, world.truth, 1e3)
+    assert len(world.problem.uv) < reduced.DENSE_CAMERAS
+    monkeypatch.setattr(reduced, "DENSE_CAMERAS", 0)
+    sparse, _ = bundle.solve(world.problem, world.perturbed(0.01), schedule)
+    assert_states_equal(dense, sparse, 1e-7)
+    found = bundle.posterior(world.problem, world.truth, 1e3)
+    assert torch.allclose(found.position_std, known.position_std, rtol=1e-4)
+    assert torch.allclose(found.intrinsic_std, known.intrinsic_std, rtol=1e-4)
+
+
+def test_cameras_that_share_nothing_take_no_memory() -> None:
+    slots = [torch.tensor([[i, i + 1, i - 1 if i else 100] for i in range(99)])]
+    pattern = reduced.Pattern.of(100, slots)
+    assert len(pattern.rows) < 5 * 100
 
 
 def test_the_reported_cost_is_the_robust_cost_and_priors() -> None:

@@ -33,16 +33,6 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    return quick_stages.install(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clips") / "slide.mp4", 12)
-
-
-@pytest.fixture
 def root(tmp_path: Path) -> str:
     return str(tmp_path / "store")
 

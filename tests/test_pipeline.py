@@ -28,11 +28,6 @@ FRAMES = 24
 CHANGED_BA = ["ba_poses.grid_columns=24"]
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    return quick_stages.install(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clips") / "slide.mp4", FRAMES)

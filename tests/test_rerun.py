@@ -56,6 +56,15 @@ def computed(place: World, clip: Path, *video_ids: str) -> None:
     adopt(place.instance, place.store)
 
 
+def break_poses(monkeypatch: pytest.MonkeyPatch, calls: Counter[str]) -> None:
+    """From now on no run gets past ba_poses."""
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise OSError("the disk is gone")
+
+    quick_stages.replace(monkeypatch, "ba_poses", "solve", broken, calls)
+
+
 def test_a_new_video_is_requested_whole_and_then_left_in_peace(place: World, clip: Path, calls: Counter[str]) -> None:
     place.add(clip, "a")
     assert place.tick() == {"a": ALL}
@@ -136,10 +145,7 @@ def test_the_queue_bounds_a_tick_and_the_order_is_that_of_arrival(place: World, 
 def test_a_failed_run_is_tried_again_as_often_as_set_and_then_left_alone(
     place: World, clip: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any, **__: Any) -> Any:
-        raise OSError("the disk is gone")
-
-    quick_stages.replace(monkeypatch, "ba_poses", "solve", broken, calls)
+    break_poses(monkeypatch, calls)
     place.operate(rerun={"attempts": 2})
     place.add(clip, "a")
     assert [place.tick(), place.tick(), place.tick()] == [{"a": ALL}, {"a": BELOW_POSES}, {}]
@@ -149,10 +155,7 @@ def test_a_failed_run_is_tried_again_as_often_as_set_and_then_left_alone(
 def test_a_new_configuration_gives_a_video_new_attempts(
     place: World, clip: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any, **__: Any) -> Any:
-        raise OSError("the disk is gone")
-
-    quick_stages.replace(monkeypatch, "ba_poses", "solve", broken, calls)
+    break_poses(monkeypatch, calls)
     place.operate(rerun={"attempts": 1})
     place.add(clip, "a")
     assert [place.tick(), place.tick()] == [{"a": ALL}, {}]
@@ -300,7 +303,7 @@ def test_sensors_start_stopped_unless_the_store_says_otherwise(place: World) -> 
     [
         ("rerun: {atempts: 2}", "there is no setting rerun.atempts; did you mean rerun.attempts?"),
         ("rerun: {attempts: 0}", "rerun.attempts: Input should be greater than or equal to 1, found 0"),
-        ("- 1", "expected sections rerun, ingest, maintenance, found tuple"),
+        ("- 1", "expected sections rerun, ingest, maintenance, exports, found tuple"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(tmp_path: Path, text: str, said: str) -> None:

@@ -8,20 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from video_files import card, corners_of, number_on, write_pictures
-from vipe_dag.errors import SourceError
+from video_files import card, corners_of, number_on, numbers, refusal, write_pictures
 from vipe_dag.video import NOMINAL_FPS, Clip, open_source
-
-
-def numbers(uri: str | Path, clip: Clip | None = None) -> list[int]:
-    return [number_on(frame.rgb) for frame in open_source(str(uri)).iterate(clip or Clip())]
-
-
-def refusal(uri: str | Path) -> str:
-    with pytest.raises(SourceError) as caught:
-        list(open_source(str(uri)).iterate())
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 class TestPictureFolder:

@@ -14,21 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from video_files import number_on, write_pictures, write_video
+from object_store import ObjectStore
+from video_files import numbers, refusal, write_pictures, write_video
 from vipe_dag.calibration import Calibration
 from vipe_dag.errors import ConfigError, SourceError
 from vipe_dag.video import Clip, SourceRecord, expand_sources, make_video_id, open_source, validate_video_id
-
-
-def numbers(uri: str | Path, clip: Clip | None = None) -> list[int]:
-    return [number_on(frame.rgb) for frame in open_source(str(uri)).iterate(clip or Clip())]
-
-
-def refusal(uri: str | Path) -> str:
-    with pytest.raises(SourceError) as caught:
-        list(open_source(str(uri)).iterate())
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 class _Parts(BaseHTTPRequestHandler):
@@ -101,9 +91,7 @@ class TestWeb:
         assert "secret" not in said
 
     def test_a_server_that_is_not_there_is_refused(self) -> None:
-        said = refusal("http://me:secret@127.0.0.1:9/v.mp4?token=secret")
-        assert "http://127.0.0.1:9/v.mp4: cannot be read" in said
-        assert "secret" not in said
+        assert "http://127.0.0.1:9/v.mp4: cannot be read" in refusal("http://127.0.0.1:9/v.mp4?take=3")
 
 
 class TestAnyFileSystem:
@@ -151,22 +139,12 @@ class TestAnyFileSystem:
         with pytest.raises(SourceError, match="peer went away"):
             list(open_source(f"{memory}/v.avi").iterate())
 
-    def test_a_video_in_a_bucket_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        s3fs = pytest.importorskip("s3fs", reason="s3:// sources need the extra `s3`")
-        moto = pytest.importorskip("moto.server", reason="the local S3 comes with the extra `dev`")
-        server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        for name, value in {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "eu-west-1"}.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        fs = s3fs.S3FileSystem(endpoint_url=f"http://{host}:{port}", client_kwargs={"region_name": "eu-west-1"})
-        fs.mkdir("holiday")
-        fs.put_file(str(write_video(tmp_path / "v.mp4", 12, faststart=False)), "holiday/clips/v.mp4")
-        (uri,) = expand_sources(["s3://holiday/clips"])
-        assert uri == "s3://holiday/clips/v.mp4"
+    def test_a_video_in_a_bucket_is_read(self, tmp_path: Path, s3: ObjectStore) -> None:
+        bucket = s3.bucket()
+        s3.file_system().put_file(str(write_video(tmp_path / "v.mp4", 12, faststart=False)), f"{bucket}/clips/v.mp4")
+        (uri,) = expand_sources([f"s3://{bucket}/clips"])
+        assert uri == f"s3://{bucket}/clips/v.mp4"
         assert numbers(uri) == list(range(12))
-        server.stop()
 
     def test_an_unknown_protocol_is_refused(self) -> None:
         assert "cannot open this kind of URL" in refusal("gopher://host/v.mp4")

@@ -208,6 +208,19 @@ class TestBadTree:
         assert printed.out.startswith("walk-")
         assert "bad.npz: is missing" in printed.err
 
+    def test_a_name_that_is_not_there_is_refused_with_those_that_are(
+        self, tree: Path, store: VideoStore, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(["import", "vipe", str(tree), "--store", store.root, "--name", "wlak"]) == 1
+        assert "has no video wlak; there are: walk" in capfd.readouterr().err
+
+    def test_a_store_that_cannot_be_written_is_one_line(self, tree: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        if not Path("/proc/self").is_dir():
+            pytest.skip("needs a folder in which even root cannot write")
+        assert cli.main(["import", "vipe", str(tree), "--store", "/proc/self/store"]) == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        assert "check space, permissions and address" in line
+
     def test_a_folder_that_is_no_tree_says_what_to_give(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["import", "vipe", str(tmp_path), "--store", str(tmp_path / "store")]) == 1
         assert "no pose/*.npz in it; give the folder" in capfd.readouterr().err

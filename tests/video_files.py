@@ -7,7 +7,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+
+from vipe_dag.errors import SourceError
+from vipe_dag.video import Clip, open_source
 
 BITS = 8
 CORNERS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
@@ -30,6 +34,19 @@ def number_on(picture: NDArray[np.uint8]) -> int:
     middle = picture[picture.shape[0] // 2].mean(axis=-1)
     centres = (np.arange(BITS) + 0.5) * len(middle) / BITS
     return int(sum(int(middle[int(centre)] > 127) << bit for bit, centre in enumerate(centres)))
+
+
+def numbers(uri: str | Path, clip: Clip | None = None) -> list[int]:
+    """The numbers of the frames that a source gives."""
+    return [number_on(frame.rgb) for frame in open_source(str(uri)).iterate(clip or Clip())]
+
+
+def refusal(uri: str | Path) -> str:
+    """The one line that a source is refused with."""
+    with pytest.raises(SourceError) as caught:
+        list(open_source(str(uri)).iterate())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def corners_of(picture: NDArray[np.uint8]) -> list[str]:

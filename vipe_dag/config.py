@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from vipe_dag.config_words import did_you_mean, expected
+from vipe_dag.documents import read_document
 from vipe_dag.errors import ConfigError
 from vipe_dag.strict_yaml import parse
 
@@ -133,11 +134,26 @@ class BaPosesConfig(StageConfig):
         0.87, gt=0.1, le=10.0, description="Centre of the log-normal prior on the focal length, a share of the longer side."
     )
     prior_std: float = Field(0.3, gt=0.0, le=3.0, description="Standard deviation of the logarithm of the focal length under the prior.")
-    prior_k1_std: float = Field(
-        0.1, ge=0.0, le=1.0, description="Standard deviation of the radial distortion k1 under its prior of zero; 0 keeps a pinhole camera."
+    prior_centre_std: float = Field(
+        0.015,
+        ge=0.0,
+        le=0.2,
+        description="Standard deviation of the principal point about the middle of the picture, a share of the longer side; 0: fixed.",
+    )
+    prior_distortion_std: float = Field(
+        0.1,
+        ge=0.0,
+        le=1.0,
+        description="Standard deviation of the radial distortion k1, k2 under their prior of zero; 0: none is sought.",
+    )
+    centre_gain: float = Field(
+        0.005,
+        ge=0.0,
+        le=1.0,
+        description="The principal point is freed only if that lowers the robust cost by at least this share, from 8 keyframes on.",
     )
     distortion_gain: float = Field(
-        0.005,
+        0.01,
         ge=0.0,
         le=1.0,
         description="Radial distortion is taken up only if it lowers the robust cost by at least this share, from 8 keyframes on.",
@@ -214,7 +230,10 @@ def load_config(preset: str | None = None, overrides: Iterable[str] = (), file: 
     """
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if file is not None:
-        content = dict(_mapping(_read(file), str(file)))
+        text = read_document(str(file))
+        if text is None:
+            raise ConfigError(f"{file}: no such configuration file")
+        content = dict(_mapping(text, str(file)))
         named = content.pop(PRESET_KEY, None)
         if named is not None and not isinstance(named, str):
             raise ConfigError(f"{file}: {PRESET_KEY} must be the name of a preset ({', '.join(presets())}), got {named!r}")
@@ -245,20 +264,6 @@ def _mapping(text: str, origin: str) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{origin}: expected a mapping of stages to their fields, found {content!r}")
     return content
-
-
-def _read(file: str | Path) -> str:
-    try:
-        if "://" in str(file):
-            import fsspec
-
-            with fsspec.open(str(file), "rt", encoding="utf-8") as stream:
-                return str(stream.read())
-        return Path(file).expanduser().read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(f"{file}: no such configuration file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot read the configuration: {error}") from error
 
 
 def _preset(name: str) -> Mapping[str, Any]:

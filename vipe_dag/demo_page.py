@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vipe_dag.page_style import STYLE, inline
+from vipe_dag.page_style import inline, page
 
 if TYPE_CHECKING:
     from vipe_dag.demo import DemoSummary, Target
@@ -21,18 +21,7 @@ if TYPE_CHECKING:
 _SHOWN = 4
 """Frames in the depth strip."""
 
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>vipe-dag: $video_id</title>
-<style>
-$style
-</style>
-</head>
-<body>
-<h1>One video, six assets, and the truth</h1>
+_BODY = Template("""<h1>One video, six assets, and the truth</h1>
 <p>$frames frames of <code>$video_id</code>, rendered from a world whose cameras and depth are known exactly. The pipeline saw the video
 file and nothing else: no focal length, no pose, no depth, no trained weights.</p>
 <div class="cards">$cards</div>
@@ -53,10 +42,7 @@ the relative error from 0 (black) to 20&nbsp;% (bright).</p>
 <table><thead><tr><th>quantity</th><th>value</th><th>how it is measured</th></tr></thead><tbody>$errors</tbody></table>
 
 <h2>Time per stage</h2>
-<table><tbody>$timing</tbody></table>
-</body>
-</html>
-""")
+<table><tbody>$timing</tbody></table>""")
 
 
 @dataclass(frozen=True)
@@ -82,8 +68,7 @@ def write_page(
 
     store = root if isinstance(root, VideoStore) else VideoStore(root)
     pictures = _pictures(store, video_id, Path(truth_dir), summary.depth_scale)
-    page = _PAGE.substitute(
-        style=STYLE,
+    body = _BODY.substitute(
         video_id=escape(video_id),
         frames=summary.frames,
         cards=_cards(summary, targets),
@@ -95,7 +80,7 @@ def write_page(
     )
     out = Path(out_html)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    out.write_text(page(video_id, body), encoding="utf-8")
     return out
 
 

@@ -160,13 +160,12 @@ def _listing(location: str) -> tuple[Location, list[_File]]:
 
     place = Location.of(location)
     place.require()
-    if not place.is_folder():
-        raise SourceError(f"{place}: is no folder that can be listed; ingest.location names a folder or a prefix of an object store")
     try:
-        place.fs.invalidate_cache()
         found: dict[str, dict[str, Any]] = place.fs.find(place.path, detail=True)
     except Exception as error:  # file systems raise what their client library raises
         raise place.guard(error) from error
+    if place.bare in found or (not found and not place.is_folder()):
+        raise SourceError(f"{place}: is no folder that can be listed; ingest.location names a folder or a prefix of an object store")
     below = len(place.bare.rstrip("/")) + 1
     visible = [path for path in natsorted(found) if not any(part.startswith(".") for part in path[below:].split("/"))]
     files = []

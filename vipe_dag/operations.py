@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vipe_dag.config_words import did_you_mean
+from vipe_dag.documents import read_document
 from vipe_dag.errors import ConfigError
-from vipe_dag.placement import is_local, local_path
+from vipe_dag.export import FORMATS
+from vipe_dag.placement import document
 from vipe_dag.strict_yaml import parse
 
 if TYPE_CHECKING:
@@ -56,17 +59,51 @@ class MaintenanceSettings(_Settings):
     runs_days: float = Field(90.0, ge=0, description="Runs that ended longer ago are removed from the book, with their events.")
 
 
+class ExportSettings(_Settings):
+    """Exports that are kept beside the results: the asset `exports`, which is there when formats are named."""
+
+    formats: tuple[str, ...] = Field((), description="Formats of `vipe-dag export` that the asset writes for each video; none: no asset.")
+    folder: str | None = Field(None, description="Local folder, an absolute path: every video gets a folder of its own in it.")
+
+    @field_validator("formats")
+    @classmethod
+    def _known(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        for name in formats:
+            if name not in FORMATS:
+                raise ValueError(f"no export format {name!r}{did_you_mean(name, FORMATS)}; there are: {', '.join(FORMATS)}")
+        return tuple(dict.fromkeys(formats))
+
+    @model_validator(mode="after")
+    def _placed(self) -> ExportSettings:
+        if self.formats and (self.folder is None or not Path(self.folder).is_absolute()):
+            raise ValueError("formats need a `folder` beside them, an absolute path")
+        return self
+
+
+class FleetSettings(_Settings):
+    """Very many videos, taken together in shards."""
+
+    enabled: bool = Field(False, description="In Dagster a partition is a shard of videos, not a video.")
+    shards: int = Field(64, ge=1, le=65_536, description="Number of shards; choose it once, with some 50 to 500 videos in each.")
+    attempts: int = Field(
+        3, ge=1, le=100, description="Runs in which a video may fail before it is left alone until its wanted result changes."
+    )
+
+
 class Operations(_Settings):
     """Everything that `operations.yaml` may say."""
 
     rerun: RerunSettings = RerunSettings()
     ingest: IngestSettings = IngestSettings()
     maintenance: MaintenanceSettings = MaintenanceSettings()
+    exports: ExportSettings = ExportSettings()
+    fleet: FleetSettings = FleetSettings()
 
 
 def load_operations(root: str) -> Operations:
     """The settings of a store; defaults where its file is absent or silent. Raises ConfigError that names file, field and fact."""
-    text, where = _text(root)
+    where = document(root, OPERATIONS_FILE)
+    text = read_document(where)
     if text is None:
         return Operations()
     values = parse(text, where) or {}
@@ -79,7 +116,8 @@ def load_operations(root: str) -> Operations:
         name = ".".join(map(str, detail["loc"]))
         if detail["type"] == "extra_forbidden":
             raise ConfigError(f"{where}: there is no setting {name}{did_you_mean(name, setting_names())}") from error
-        raise ConfigError(f"{where}: {name}: {detail['msg']}, found {detail['input']!r}") from error
+        fact = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else f"{detail['msg']}, found {detail['input']!r}"
+        raise ConfigError(f"{where}: {name}: {fact}") from error
 
 
 def collect_garbage(root: str, retention_days: float | None = None, keep: int | None = None, dry_run: bool = False) -> list[Swept]:
@@ -99,18 +137,3 @@ def setting_names() -> tuple[str, ...]:
     """Every setting as `section.field`."""
     sections = ((name, type(getattr(Operations(), name))) for name in Operations.model_fields)
     return tuple(f"{section}.{field}" for section, model in sections for field in model.model_fields)
-
-
-def _text(root: str) -> tuple[str | None, str]:
-    """Content of the file, None when there is none, and its path or URL."""
-    if is_local(root):
-        path = local_path(root) / OPERATIONS_FILE
-        return (path.read_text(encoding="utf-8") if path.is_file() else None), str(path)
-    import fsspec
-
-    url = f"{root.rstrip('/')}/{OPERATIONS_FILE}"
-    filesystem, path_in_store = fsspec.core.url_to_fs(url)
-    try:
-        return filesystem.cat_file(path_in_store).decode("utf-8"), url
-    except FileNotFoundError:
-        return None, url

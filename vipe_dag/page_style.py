@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+from html import escape
+from string import Template
 
-STYLE = """:root { color-scheme: light; --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --estimate: #1f6feb; --truth: #d1662b; }
+_STYLE = """:root { color-scheme: light; --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --estimate: #1f6feb; --truth: #d1662b; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1000px; padding: 2.5rem 1.25rem 4rem; color: var(--ink); background: #fff;
        font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
@@ -31,6 +33,27 @@ td.bar i { display: block; height: .7rem; border-radius: 3px; background: var(--
 .strip ul { list-style: none; margin: 0; padding: 0; display: grid; grid-auto-rows: 1fr; color: var(--soft); font-size: .88rem; }
 .strip li { display: flex; align-items: center; }"""
 """Style sheet of a page that needs no other file, on screen and in print."""
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>vipe-dag: $video_id</title>
+<style>
+$style
+</style>
+</head>
+<body>
+$body
+</body>
+</html>
+""")
+
+
+def page(video_id: str, body: str) -> str:
+    """The whole page about a video; body is HTML."""
+    return _PAGE.substitute(style=_STYLE, video_id=escape(video_id), body=body)
 
 
 def inline(png: bytes) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vipe_dag.config import PipelineConfig, load_config
+from vipe_dag.documents import read_document
 from vipe_dag.errors import ConfigError
 
 ROOT_VARIABLE = "VIPE_DAG_ROOT"
@@ -37,14 +38,13 @@ def config_file(root: str) -> str | None:
     named = os.environ.get(CONFIG_VARIABLE)
     if named:
         return named
-    if is_local(root):
-        path = local_path(root) / "config.yaml"
-        return str(path) if path.is_file() else None
-    import fsspec
+    place = document(root, "config.yaml")
+    return None if read_document(place) is None else place
 
-    url = f"{root.rstrip('/')}/config.yaml"
-    filesystem, path_in_store = fsspec.core.url_to_fs(url)
-    return url if filesystem.exists(path_in_store) else None
+
+def document(root: str, name: str) -> str:
+    """Path or URL of a document at the root of a store."""
+    return str(local_path(root) / name) if is_local(root) else f"{root.rstrip('/')}/{name}"
 
 
 def configuration(root: str, preset: str | None = None, overrides: Iterable[str] = ()) -> PipelineConfig:

@@ -16,7 +16,7 @@ from vipe_dag import plots
 from vipe_dag.config import load_config, presets
 from vipe_dag.errors import SourceError, StoreError
 from vipe_dag.graph import STAGES
-from vipe_dag.page_style import STYLE, inline
+from vipe_dag.page_style import inline, page
 from vipe_dag.pipeline import REPORT, wanted
 from vipe_dag.placement import config_file
 from vipe_dag.store import Pointer, VideoStore
@@ -27,24 +27,10 @@ _SAMPLED = 8
 """Frames behind the histograms."""
 _WIDTH = 960
 
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>vipe-dag: $video_id</title>
-<style>
-$style
-</style>
-</head>
-<body>
-<h1>$video_id</h1>
+_BODY = Template("""<h1>$video_id</h1>
 <p>$source</p>
 <div class="cards">$cards</div>
-$sections
-</body>
-</html>
-""")
+$sections""")
 
 
 @dataclass(frozen=True)
@@ -83,15 +69,15 @@ def write_report(out_html: str | Path, root: str | Path | VideoStore, video_id: 
     if not out.parent.is_dir():
         raise SourceError(f"{out}: the folder {out.parent} does not exist; create it first")
     store = root if isinstance(root, VideoStore) else VideoStore(root)
-    page = _page(store, video_id)
+    content = _content(store, video_id)
     try:
-        out.write_text(page, encoding="utf-8")
+        out.write_text(content, encoding="utf-8")
     except OSError as error:
         raise SourceError(f"{out}: cannot be written ({error.strerror or error}); choose another place") from error
     return out
 
 
-def _page(store: VideoStore, video_id: str) -> str:
+def _content(store: VideoStore, video_id: str) -> str:
     frames, poses = store.open(video_id, "frames"), store.open(video_id, "ba_poses")
     pointers = {stage.name: pointer for stage in STAGES if (pointer := store.current(video_id, stage.name)) is not None}
     time, arrays = np.asarray(frames["time"].values), {str(name): np.asarray(poses[name].values) for name in poses.variables}
@@ -104,13 +90,13 @@ def _page(store: VideoStore, video_id: str) -> str:
         _checks(pointers),
         _configuration(store, pointers),
     ]
-    return _PAGE.substitute(
-        style=STYLE,
+    body = _BODY.substitute(
         video_id=escape(video_id),
         source=_source(frames.attrs, time),
         cards=_cards(arrays, poses, pointers),
         sections="\n".join(sections),
     )
+    return page(video_id, body)
 
 
 def _source(attributes: Mapping[str, Any], time: NDArray[np.float64]) -> str:

@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vipe_dag.checks import failed_blocking
 from vipe_dag.config import PipelineConfig
-from vipe_dag.errors import ConfigError, StoreError, VipeDagError
+from vipe_dag.errors import ConfigError, VipeDagError
 from vipe_dag.graph import STAGES
 from vipe_dag.pipeline import StageReport, current_reports, failure_sentence
 from vipe_dag.placement import dagster_home
-from vipe_dag.registration import read_source, require_frames
+from vipe_dag.registration import register_source
+from vipe_dag.urls import public
 
 if TYPE_CHECKING:
     import dagster as dg
 
     from assets_defs.launch import StepFailure
     from vipe_dag.store import VideoStore
-    from vipe_dag.video import Clip, SourceRecord
+    from vipe_dag.video import Clip
 
 VideoStatus = Literal["computed", "current", "failed"]
 
@@ -140,7 +141,7 @@ def run_sources(root: str, sources: Sequence[str], request: Request, display: Di
             try:
                 uris = expand_sources([text])
             except VipeDagError as error:
-                yield _shown(display, VideoResult(text, None, "failed", 0.0, error=str(error)))
+                yield _shown(display, VideoResult(public(text), None, "failed", 0.0, error=str(error)))
                 continue
             if request.video_id is not None and len(uris) + len(sources) > 2:
                 raise ConfigError(f"--video-id {request.video_id}: names one video, but the sources hold {max(len(uris), len(sources))}")
@@ -167,22 +168,24 @@ def run_videos(root: str, video_ids: Sequence[str], request: Request, display: D
 
 
 def prepare_book(root: str) -> int:
-    """Opens Dagster's book of a store for the UI, enters what it lacks, closes runs whose process died; returns the number of videos."""
-    from assets_defs.instance import adopt, close_lost_runs, open_instance
+    """Opens Dagster's book of a store for the UI, enters what it lacks, closes runs whose process died; returns the number of videos.
+
+    Where partitions are shards, the book knows of no single video.
+    """
+    from assets_defs.instance import adopt, book_errors, close_lost_runs, open_instance
+    from vipe_dag.operations import load_operations
     from vipe_dag.store import VideoStore
 
-    with open_instance(dagster_home(root)) as instance:
+    store, home = VideoStore(root), dagster_home(root)
+    with book_errors(home), open_instance(home) as instance:
         close_lost_runs(instance)
-        return adopt(instance, VideoStore(root))
+        return len(store.names()) if load_operations(root).fleet.enabled else adopt(instance, store)
 
 
 def _run_source(store: VideoStore, book: _Book, uri: str, request: Request, display: Display) -> VideoResult:
     started = time.perf_counter()
     try:
-        record = read_source(uri, request.clip, request.intrinsics, request.video_id)
-        if not _is_registered(store, record):
-            require_frames(record)
-            store.register(record)
+        record = register_source(store, uri, request.clip, request.intrinsics, request.video_id)
     except VipeDagError as error:
         return VideoResult(uri, None, "failed", time.perf_counter() - started, error=str(error))
     return _bring_up(store, book, uri, record.video_id, request, display, started)
@@ -211,13 +214,6 @@ def _run_video(store: VideoStore, book: _Book, video_id: str, request: Request, 
         return _bring_up(store, book, uri, video_id, request, display, started)
     except VipeDagError as error:
         return VideoResult(video_id, video_id, "failed", time.perf_counter() - started, error=str(error))
-
-
-def _is_registered(store: VideoStore, record: SourceRecord) -> bool:
-    try:
-        return store.source(record.video_id) == record
-    except StoreError:
-        return False
 
 
 def _shown(display: Display, result: VideoResult) -> VideoResult:
@@ -251,13 +247,18 @@ class _Book:
         self._instance: dg.DagsterInstance | None = None
 
     def materialize(self, video_id: str, request: Request, listener: _Listener) -> StepFailure | None:
-        """Runs the job for one partition; see assets_defs.launch."""
-        from assets_defs.instance import add_videos, close_lost_runs, open_instance
+        """Runs the job for one partition; see assets_defs.launch. Raises ConfigError, StoreError for a book that is out of reach."""
+        from assets_defs.instance import add_videos, book_errors, close_lost_runs, open_instance, release_slots
         from assets_defs.launch import materialize_video
 
-        with self._display.muted():
+        home = dagster_home(self._root)
+        with self._display.muted(), book_errors(home):
             if self._instance is None:
-                self._instance = self._stack.enter_context(open_instance(dagster_home(self._root)))
+                self._instance = self._stack.enter_context(open_instance(home))
                 close_lost_runs(self._instance)
             add_videos(self._instance, [video_id])
-            return materialize_video(self._instance, self._root, request.config, video_id, request.until, listener, quiet=not request.log)
+            log = request.log
+            failure = materialize_video(self._instance, self._root, request.config, video_id, request.until, listener, quiet=not log)
+            if failure is not None:
+                release_slots(self._instance)
+            return failure

@@ -7,28 +7,37 @@ Cameras are world-to-camera, perturbed from the left, T <- Exp([tau, phi]) T; a 
 S = H - E C^-1 E^T.
 With J_j the Jacobian of the target camera, that of the source camera is -J_j Ad(T_ij), so one 6x6 block per edge gives all four.
 rho is Geman-McClure with a scale that shrinks from stage to stage (graduated non-convexity, Blake and Zisserman 1987).
-No Python loop runs over edges or points; memory is bounded by handling whole source keyframes in chunks.
+No Python loop runs over edges or points. Memory is that of the measurements: whole source keyframes are handled in chunks, S is
+block-sparse (`reduced`), and E is not kept but formed again when the depths are substituted back.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vipe_kernels import cameras, fused
+from vipe_kernels.backend import backend_for
+from vipe_kernels.reduced import Pattern, Reduced, order_in_source, places
 
-_SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "k1": (4,), "k2": (5,)}
+SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "cx": (2,), "cy": (3,), "k1": (4,), "k2": (5,)}
+"""Entries of the 9-vector of parameters that an intrinsic moves."""
 _CHUNK_ROWS = 150_000
+_GPU_CHUNK_ROWS = 2_000_000
+"""Measurements handled at a time on a GPU: enough to fill it, in a few hundred megabytes."""
 
 
 @dataclass(frozen=True)
 class Intrinsic:
     """One free intrinsic direction: which entries of the 9-vector move, its prior mean and prior standard deviation (inf: none).
 
-    `focal` moves log fx and log fy together (prior on log fx); `k1`, `k2` are additive.
+    `focal` moves log fx and log fy together (prior on log fx); `cx`, `cy` (pixels), `k1`, `k2` are additive.
     """
 
     name: str
@@ -57,6 +66,16 @@ class Edges:
     destination: Tensor
     target: Tensor
     weight: Tensor
+
+    @cached_property
+    def host_source(self) -> NDArray[np.int64]:
+        """`source` on the host, copied from its device once."""
+        return self.source.cpu().numpy()
+
+    def span(self, chunk: slice) -> tuple[int, int]:
+        """The first source of a run of edges, and one past the last."""
+        sources = self.host_source[chunk]
+        return int(sources[0]), int(sources[-1]) + 1
 
     @classmethod
     def of(cls, source: Tensor, destination: Tensor, target: Tensor, weight: Tensor) -> Edges:
@@ -111,15 +130,31 @@ class Report:
 
 @dataclass(frozen=True)
 class _System:
-    """Normal equations after elimination. S (N, N), v (N,): reduced; the rest back-substitutes the depths."""
+    """Normal equations after elimination at one state and robust scale. c_inverse, w (K, P): of the inverse depths."""
 
-    S: Tensor
-    v: Tensor
+    reduced: Reduced
     cost: float
     mass: float
     c_inverse: Tensor
     w: Tensor
-    rows: list[tuple[int, int, Tensor, Tensor]]
+    scale: float
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What of a problem depends on neither state nor scale: the chunks of edges, and where in the reduced system they add."""
+
+    chunks: list[slice]
+    pattern: Pattern
+    free: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem) -> _Plan:
+        chunks, device = _chunks(problem), problem.uv.device
+        free = torch.nonzero(problem.free_pose).ravel()
+        slot = torch.full((len(problem.uv),), len(free), dtype=torch.long, device=device)
+        slot[free] = torch.arange(len(free), device=device)
+        return cls(chunks, Pattern.of(len(free), places(problem.edges.source, problem.edges.destination, chunks, slot, len(free))), free)
 
 
 def relative(rotation: Tensor, translation: Tensor, source: Tensor, destination: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,25 +198,27 @@ def transfer(problem: Problem, state: State, edges: Edges | None = None) -> tupl
 
 
 def residuals(problem: Problem, state: State) -> Tensor:
-    """Distance in pixels between measured and predicted position, (E, P); nan where not measured or behind the camera."""
-    out = torch.full(problem.edges.weight.shape, float("nan"), dtype=state.params.dtype)
+    """Distance in pixels between measured and predicted position, (E, P) of the type of the weights; nan where not measured or behind
+    the camera."""
+    out = torch.full_like(problem.edges.weight, float("nan"))
     for chunk in _chunks(problem):
         edges = Edges(*(getattr(problem.edges, name)[chunk] for name in ("source", "destination", "target", "weight")))
         uv, front = transfer(problem, state, edges)
         distance = (edges.target - uv).norm(dim=-1)
-        out[chunk] = torch.where(front & (edges.weight > 0), distance, torch.nan)
+        out[chunk] = torch.where(front & (edges.weight > 0), distance, torch.nan).to(out.dtype)
     return out
 
 
 def _chunks(problem: Problem) -> list[slice]:
     """Runs of edges that hold whole source keyframes and about _CHUNK_ROWS points."""
+    limit = _GPU_CHUNK_ROWS if problem.edges.source.is_cuda else _CHUNK_ROWS
     source, points = problem.edges.source, max(1, problem.edges.weight.shape[1])
     if len(source) == 0:
         return []
     counts = torch.unique_consecutive(source, return_counts=True)[1].tolist()
     chunks, start, size = [], 0, 0
     for count in counts:
-        if size and (size + count) * points > _CHUNK_ROWS:
+        if size and (size + count) * points > limit:
             chunks.append(slice(start, start + size))
             start, size = start + size, 0
         size += count
@@ -190,7 +227,7 @@ def _chunks(problem: Problem) -> list[slice]:
 
 def _intrinsic_columns(problem: Problem) -> list[int]:
     """Slots of the parameter vector that the free intrinsics move."""
-    return [slot for free in problem.intrinsics for slot in _SLOTS[free.name]]
+    return [slot for free in problem.intrinsics for slot in SLOTS[free.name]]
 
 
 def _intrinsic_basis(problem: Problem, params: Tensor) -> Tensor:
@@ -198,13 +235,13 @@ def _intrinsic_basis(problem: Problem, params: Tensor) -> Tensor:
     columns = _intrinsic_columns(problem)
     basis = torch.zeros(len(columns), len(problem.intrinsics), dtype=params.dtype, device=params.device)
     for position, free in enumerate(problem.intrinsics):
-        for slot in _SLOTS[free.name]:
+        for slot in SLOTS[free.name]:
             basis[columns.index(slot), position] = params[slot] if free.name == "focal" else 1.0
     return basis
 
 
 def _intrinsic_values(problem: Problem, params: Tensor) -> Tensor:
-    return torch.stack([torch.log(params[0]) if f.name == "focal" else params[_SLOTS[f.name][0]] for f in problem.intrinsics])
+    return torch.stack([torch.log(params[0]) if f.name == "focal" else params[SLOTS[f.name][0]] for f in problem.intrinsics])
 
 
 @dataclass(frozen=True)
@@ -212,7 +249,7 @@ class Sums:
     """Sums over the measurements of one chunk of S source keyframes and their E edges, in the tangent of the destination camera.
 
     Hjj (E, 6, 6), gj (E, 6); with the n free intrinsics Hjk (E, 6, n), Hkk (n, n), gk (n,); with the inverse depths E (S, width, P), rows
-    [source pose, each destination pose, intrinsics], C (S, P) and w (S, P); robust cost and mass.
+    [source pose, each destination pose, intrinsics], C (S, P) and w (S, P); robust cost and mass, which may wait on the device.
     """
 
     Hjj: Tensor
@@ -223,14 +260,51 @@ class Sums:
     E: Tensor
     C: Tensor
     w: Tensor
-    cost: float
-    mass: float
+    cost: float | Tensor
+    mass: float | Tensor
 
 
 def linearise(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float) -> Sums:
-    """Linearise the measurements of a chunk: compiled on the CPU, by tensor operations elsewhere. r, t: `relative` of its edges."""
-    on_cpu = state.params.device.type == "cpu" and state.params.dtype == torch.float64
-    return (linearise_compiled if on_cpu else linearise_tensors)(problem, state, chunk, r, t, rays, d_ray, scale)
+    """Linearise the measurements of a chunk. r, t: `relative` of its edges; rays, d_ray: `_rays` of all keyframes."""
+    chosen = backend_for(state.params)
+    if chosen == "triton":
+        from vipe_kernels.gpu import adjustment
+
+        return adjustment.linearise(problem, state, chunk, r, t, rays, d_ray, scale)
+    return (linearise_compiled if chosen == "compiled" else linearise_tensors)(problem, state, chunk, r, t, rays, d_ray, scale)
+
+
+def eliminate(E: Tensor, C: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """E C^-1 E^T (S, W, W) and E C^-1 w (S, W) of S sources: E (S, W, P); C > 0 and w (S, P)."""
+    if backend_for(E) == "triton":
+        from vipe_kernels.gpu import schur
+
+        return schur.eliminate(E, C, w)
+    EC = E / C.unsqueeze(1)
+    return EC @ E.transpose(1, 2), (EC @ w.unsqueeze(-1)).squeeze(-1)
+
+
+def back_substitute(
+    problem: Problem,
+    state: State,
+    chunk: slice,
+    r: Tensor,
+    t: Tensor,
+    rays: Tensor,
+    d_ray: Tensor,
+    scale: float,
+    move: Tensor,
+    shared: Tensor,
+) -> Tensor:
+    """E^T dx of the source keyframes of a chunk, (S, P). move (E, 6): of each destination camera relative to its source, in its tangent;
+    shared (n,): of the free intrinsics."""
+    chosen = backend_for(state.params)
+    if chosen == "triton":
+        from vipe_kernels.gpu import adjustment
+
+        return adjustment.back_substitute(problem, state, chunk, r, t, rays, d_ray, scale, move, shared)
+    how = back_substitute_compiled if chosen == "compiled" else back_substitute_tensors
+    return how(problem, state, chunk, r, t, rays, d_ray, scale, move, shared)
 
 
 def _width(problem: Problem, src: Tensor) -> int:
@@ -238,45 +312,105 @@ def _width(problem: Problem, src: Tensor) -> int:
     return 6 * (int(torch.unique_consecutive(src, return_counts=True)[1].max()) + 1) + len(problem.intrinsics)
 
 
+def _compiled_arguments(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor) -> tuple[Any, ...]:
+    """What both loops of `fused` over a chunk take: measurements and cameras."""
+    src = problem.edges.source[chunk]
+    first = int(src[0])
+    starts = np.searchsorted(src.numpy(), first + np.arange(int(src[-1]) - first + 2))
+    params = state.params.numpy()
+    codes = np.array([fused.INTRINSIC_CODES[f.name] for f in problem.intrinsics], np.int64)
+    slope = d_ray.numpy() if problem.intrinsics else np.zeros((1, 1, 2, 1))
+    measured = (problem.edges.target[chunk].numpy(), problem.edges.weight[chunk].numpy())
+    tensors = (x.contiguous().numpy() for x in (r, t, rays, state.inverse_depth, problem.free_depth))
+    model = (params, fused.MODEL_CODES[problem.model], fused.view_limit(params, problem.model))
+    return (starts, first, *tensors, *measured, *model, codes, slope)
+
+
+def back_substitute_compiled(
+    problem: Problem,
+    state: State,
+    chunk: slice,
+    r: Tensor,
+    t: Tensor,
+    rays: Tensor,
+    d_ray: Tensor,
+    scale: float,
+    move: Tensor,
+    shared: Tensor,
+) -> Tensor:
+    """`back_substitute` by the loops of `fused`."""
+    common = _compiled_arguments(problem, state, chunk, r, t, rays, d_ray)
+    out = np.zeros((len(common[0]) - 1, problem.uv.shape[1]))
+    moves, n = (move.contiguous().numpy(), shared.contiguous().numpy()), problem.edges.weight[chunk].numel()
+
+    def task(a: int, b: int) -> None:
+        fused.back_substitute(a, b, *common, scale * scale, problem.near, *moves, out)
+
+    fused.threaded(task, len(out), n)
+    return torch.from_numpy(out)
+
+
+def back_substitute_tensors(
+    problem: Problem,
+    state: State,
+    chunk: slice,
+    r: Tensor,
+    t: Tensor,
+    rays: Tensor,
+    d_ray: Tensor,
+    scale: float,
+    move: Tensor,
+    shared: Tensor,
+) -> Tensor:
+    """`back_substitute` by tensor operations."""
+    src = problem.edges.source[chunk]
+    terms = _terms(problem, state, chunk, r, t, rays, d_ray, scale)
+    shift = (terms.J @ move[:, None, :, None]).squeeze(-1)
+    if problem.intrinsics:
+        shift = shift + terms.Jk @ shared
+    out = state.params.new_zeros(int(src[-1]) - int(src[0]) + 1, problem.uv.shape[1])
+    return out.index_add_(0, src - src[0], _dot(terms.Jd, shift) * terms.rw)
+
+
 def linearise_compiled(
     problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float
 ) -> Sums:
     """`linearise` by the loops of `fused`."""
-    src = problem.edges.source[chunk]
-    first, edges, n, points = int(src[0]), len(src), len(problem.intrinsics), problem.uv.shape[1]
-    span = int(src[-1]) - first + 1
-    starts = np.searchsorted(src.numpy(), first + np.arange(span + 1))
-    params = state.params.numpy()
-    codes = np.array([fused.INTRINSIC_CODES[f.name] for f in problem.intrinsics], np.int64)
-    slope = d_ray.numpy() if n else np.zeros((1, 1, 2, 1))
+    src, n, points = problem.edges.source[chunk], len(problem.intrinsics), problem.uv.shape[1]
+    common = _compiled_arguments(problem, state, chunk, r, t, rays, d_ray)
+    edges, span = len(src), len(common[0]) - 1
     shapes = ((edges, 6, 6), (edges, 6), (edges, 6, n), (span, n, n), (span, n), (span, _width(problem, src), points))
     sums = tuple(np.zeros(shape) for shape in (*shapes, (span, points), (span, points), (span, 2)))
     totals = sums[-1]
-    target, weight = problem.edges.target[chunk].numpy(), problem.edges.weight[chunk].numpy()
-    common = (starts, first, *(x.contiguous().numpy() for x in (r, t, rays, state.inverse_depth, problem.free_depth)), target, weight)
-    camera = (params, fused.MODEL_CODES[problem.model], fused.view_limit(params, problem.model), codes, slope)
 
     def task(a: int, b: int) -> None:
-        fused.linearise(a, b, *common, *camera, scale * scale, problem.near, problem.rotation_only, *sums)
+        fused.linearise(a, b, *common, scale * scale, problem.near, problem.rotation_only, *sums)
 
-    fused.threaded(task, span, weight.size)
+    fused.threaded(task, span, edges * points)
     Hjj, gj, Hjk, Hkk, gk, E, C, w = (torch.from_numpy(x) for x in sums[:-1])
     return Sums(Hjj, gj, Hjk, Hkk.sum(0), gk.sum(0), E, C, w, float(totals[:, 0].sum()), float(totals[:, 1].sum()))
 
 
-def linearise_tensors(
-    problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float
-) -> Sums:
-    """`linearise` by tensor operations, on any device and in any floating type."""
-    dtype, device = state.params.dtype, state.params.device
-    n, points = len(problem.intrinsics), problem.uv.shape[1]
+@dataclass(frozen=True)
+class _Terms:
+    """Per measurement of a chunk: error (E, P, 2); Jacobians of its position by destination camera J (E, P, 2, 6), depth Jd (E, P, 2) and
+    intrinsics Jk (E, P, 2, n); robust weight rw (E, P). cost, mass: sums."""
+
+    error: Tensor
+    J: Tensor
+    Jd: Tensor
+    Jk: Tensor
+    rw: Tensor
+    cost: float
+    mass: float
+
+
+def _terms(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float) -> _Terms:
+    dtype = state.params.dtype
     src = problem.edges.source[chunk]
-    edges_n, first = len(src), int(src[0])
-    span, local = int(src[-1]) - first + 1, src - first
     d = state.inverse_depth[src]
     point = rays[src] @ r.transpose(-1, -2) + t[:, None] * d.unsqueeze(-1)
-    columns = _intrinsic_columns(problem)
-    uv, A, B = cameras.project_with_jacobian(point, state.params, problem.model, columns)
+    uv, A, B = cameras.project_with_jacobian(point, state.params, problem.model, _intrinsic_columns(problem))
     error = problem.edges.target[chunk].to(dtype) - uv
     squared = error[..., 0].square() + error[..., 1].square()
     weight = problem.edges.weight[chunk].to(dtype)
@@ -285,119 +419,114 @@ def linearise_tensors(
     # a point that the camera cannot see is an outlier at its worst, so that no step is rewarded for hiding points
     cost = float((weight * torch.where(seen, squared * shape, scale * scale)).sum())
     weight = weight * seen
-    rw = weight * shape * shape
     J = torch.cat([A * d[..., None, None], torch.cross(point.unsqueeze(-2).expand_as(A), A, dim=-1)], -1)
     if problem.rotation_only:
         J[..., :3] = 0.0
     Jd = (A.flatten(1, 2) @ t.unsqueeze(-1)).view_as(error) * problem.free_depth[src].to(dtype)[:, None, None]
+    Jk = J[..., :0]
+    if problem.intrinsics:
+        Jk = B @ _intrinsic_basis(problem, state.params)
+        Jk = Jk + A[..., :2] @ (r[:, None, :2, :2] @ d_ray[src]) + A[..., 2:] @ (r[:, None, 2:, :2] @ d_ray[src])
+    return _Terms(error, J, Jd, Jk, weight * shape * shape, cost, float((weight * shape).sum()))
+
+
+def linearise_tensors(
+    problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float
+) -> Sums:
+    """`linearise` by tensor operations, on any device and in any floating type."""
+    zeros = state.params.new_zeros
+    n, points = len(problem.intrinsics), problem.uv.shape[1]
+    src = problem.edges.source[chunk]
+    edges_n, first = len(src), int(src[0])
+    span, local = int(src[-1]) - first + 1, src - first
+    terms = _terms(problem, state, chunk, r, t, rays, d_ray, scale)
+    error, J, Jd, Jk, rw = terms.error, terms.J, terms.Jd, terms.Jk, terms.rw
     WJ = J * rw[..., None, None]
     flat = J.reshape(edges_n, -1, 6).transpose(1, 2)
     gj = (WJ.reshape(edges_n, -1, 6).transpose(1, 2) @ error.reshape(edges_n, -1, 1)).squeeze(-1)
     Ej = _inner(WJ, Jd)
     Jd_w = Jd * rw.unsqueeze(-1)
-    C = torch.zeros(span, points, dtype=dtype, device=device).index_add_(0, local, _dot(Jd, Jd_w))
-    w = torch.zeros(span, points, dtype=dtype, device=device).index_add_(0, local, _dot(Jd_w, error))
-    order = torch.arange(edges_n, device=device) - torch.searchsorted(src, src)
-    E = torch.zeros(span, _width(problem, src), points, dtype=dtype, device=device)
-    E[local[:, None], (6 * (1 + order))[:, None] + torch.arange(6, device=device)] = Ej.transpose(1, 2)
+    C = zeros(span, points).index_add_(0, local, _dot(Jd, Jd_w))
+    w = zeros(span, points).index_add_(0, local, _dot(Jd_w, error))
+    E = zeros(span, _width(problem, src), points)
+    place = (6 * (1 + order_in_source(src)))[:, None] + torch.arange(6, device=src.device)
+    E[local[:, None], place] = Ej.transpose(1, 2)
     E[:, :6].index_add_(0, local, -(Ej @ adjoint(r, t)).transpose(1, 2))
     if problem.rotation_only:
         E[:, :3] = 0.0
-    Hjk, Hkk, gk = torch.zeros(edges_n, 6, n, dtype=dtype), torch.zeros(n, n, dtype=dtype), torch.zeros(n, dtype=dtype)
+    Hjk, Hkk, gk = zeros(edges_n, 6, n), zeros(n, n), zeros(n)
     if n:
-        Jk = B @ _intrinsic_basis(problem, state.params)
-        Jk = Jk + A[..., :2] @ (r[:, None, :2, :2] @ d_ray[src]) + A[..., 2:] @ (r[:, None, 2:, :2] @ d_ray[src])
         WJk = Jk * rw[..., None, None]
         Hjk, Hkk = flat @ WJk.reshape(edges_n, -1, n), Jk.reshape(-1, n).T @ WJk.reshape(-1, n)
         gk = WJk.reshape(-1, n).T @ error.ravel()
         E[:, -n:].index_add_(0, local, _inner(WJk, Jd).transpose(1, 2))
-    return Sums(flat @ WJ.reshape(edges_n, -1, 6), gj, Hjk, Hkk, gk, E, C, w, cost, float((weight * shape).sum()))
+    return Sums(flat @ WJ.reshape(edges_n, -1, 6), gj, Hjk, Hkk, gk, E, C, w, terms.cost, terms.mass)
 
 
-def _build(problem: Problem, state: State, scale: float) -> _System:
+def _rays(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
+    """Rays (K, P, 3) of all points and how the free intrinsics move them (K, P, 2, n), empty where none is free."""
+    if not problem.intrinsics:
+        return cameras.unproject(problem.uv, state.params, problem.model), state.params.new_zeros(0)
+    rays, d_ray = cameras.unproject_with_jacobian(problem.uv, state.params, problem.model, _intrinsic_columns(problem))
+    return rays, d_ray @ _intrinsic_basis(problem, state.params)
+
+
+def _relative_tangent(problem: Problem, r: Tensor, t: Tensor) -> Tensor:
+    """Ad (E, 6, 6): minus how a motion of the source camera moves the points in the destination camera."""
+    ad = adjoint(r, t)
+    if problem.rotation_only:
+        ad = torch.block_diag(ad.new_zeros(3, 3), torch.eye(3, dtype=ad.dtype, device=ad.device)) @ ad
+    return ad
+
+
+def _build(problem: Problem, state: State, scale: float, plan: _Plan) -> _System:
     """Linearise all measurements at `state` and eliminate the depths."""
-    dtype, device = state.params.dtype, state.params.device
-    count, points = problem.uv.shape[:2]
     n = len(problem.intrinsics)
-    slot = torch.full((count,), -1, dtype=torch.long, device=device)
-    free = torch.nonzero(problem.free_pose).ravel()
-    slot[free] = torch.arange(len(free), device=device)
-    size = 6 * len(free) + n
-    trash = size  # fixed poses write to one extra row and column, dropped at the end
-    S = torch.zeros((size + 1) * (size + 1), dtype=dtype, device=device)
-    v = torch.zeros(size + 1, dtype=dtype, device=device)
-    C = torch.zeros(count, points, dtype=dtype, device=device)
-    w = torch.zeros(count, points, dtype=dtype, device=device)
-    basis = _intrinsic_basis(problem, state.params)
-    if n:
-        columns = _intrinsic_columns(problem)
-        rays, d_ray = cameras.unproject_with_jacobian(problem.uv, state.params, problem.model, columns)
-        d_ray = d_ray @ basis
-    else:
-        columns = []
-        rays, d_ray = cameras.unproject(problem.uv, state.params, problem.model), torch.empty(0, dtype=dtype)
-    tail = torch.arange(6 * len(free), size, device=device)
-    cost, mass = 0.0, 0.0
-    six = torch.arange(6, device=device)
-    blocks: list[tuple[int, int, Tensor, Tensor]] = []
-    prior = problem.depth_prior
-    for chunk in _chunks(problem):
+    C, w = torch.zeros_like(state.inverse_depth), torch.zeros_like(state.inverse_depth)
+    rays, d_ray = _rays(problem, state)
+    reduced = Reduced(plan.pattern, n, state.params)
+    cost: float | Tensor = 0.0
+    mass: float | Tensor = 0.0
+    for number, chunk in enumerate(plan.chunks):
         src, dst = problem.edges.source[chunk], problem.edges.destination[chunk]
-        edges_n, first, last = len(src), int(src[0]), int(src[-1])
+        first, last = problem.edges.span(chunk)
         r, t = relative(state.rotation, state.translation, src, dst)
-        # rows of the eliminated system that each source keyframe touches: [own pose, each destination pose, intrinsics]
-        local = src - first
-        order = torch.arange(edges_n, device=device) - torch.searchsorted(src, src)
+        local, at = src - first, 1 + order_in_source(src)
         sums = linearise(problem, state, chunk, r, t, rays, d_ray, scale)
         cost, mass = cost + sums.cost, mass + sums.mass
-        Hjj, gj, E = sums.Hjj, sums.gj, sums.E
-        ad = adjoint(r, t)
-        if problem.rotation_only:
-            ad = torch.block_diag(torch.zeros(3, 3, dtype=dtype), torch.eye(3, dtype=dtype)) @ ad
-        Hij = -ad.transpose(1, 2) @ Hjj
-        Hii = -Hij @ ad
-        gi = -(ad.transpose(1, 2) @ gj.unsqueeze(-1)).squeeze(-1)
-        depth = state.inverse_depth[first : last + 1]
-        C[first : last + 1], w[first : last + 1] = sums.C + prior / depth.square(), sums.w
-        index = torch.full(E.shape[:2], trash, dtype=torch.long, device=device)
-        place_i = torch.where(slot[src] >= 0, slot[src] * 6, -1)
-        place_j = torch.where(slot[dst] >= 0, slot[dst] * 6, -1)
-        index[local[:, None], (6 * (1 + order))[:, None] + six] = torch.where(place_j[:, None] >= 0, place_j[:, None] + six, trash)
-        index[local[:, None], six] = torch.where(place_i[:, None] >= 0, place_i[:, None] + six, trash)
+        back = -_relative_tangent(problem, r, t).transpose(1, 2)
+        Hij = back @ sums.Hjj
+        depth = state.inverse_depth[first:last]
+        C[first:last], w[first:last] = sums.C + problem.depth_prior / depth.square(), sums.w
+        matrix, vector = (-product for product in eliminate(sums.E, C[first:last].clamp_min(1e-12), sums.w))
+        # rows of each source: [own camera, each destination camera, intrinsics]
+        wide = matrix.shape[1] - n
+        own, six = torch.zeros_like(at), torch.arange(6, device=src.device)
+        for rows, columns, block in (
+            (own, own, Hij @ back.transpose(1, 2)),
+            (at, at, sums.Hjj),
+            (own, at, Hij),
+            (at, own, Hij.transpose(1, 2)),
+        ):
+            place = (local[:, None, None], (6 * rows[:, None] + six)[:, :, None], (6 * columns[:, None] + six)[:, None])
+            matrix.index_put_(place, block, accumulate=True)
+        vector.index_put_((local[:, None], 6 * own[:, None] + six), (back @ sums.gj.unsqueeze(-1)).squeeze(-1), accumulate=True)
+        vector.index_put_((local[:, None], 6 * at[:, None] + six), sums.gj, accumulate=True)
         if n:
-            Hjk = sums.Hjk
-            Hik = -ad.transpose(1, 2) @ Hjk
-            index[:, -n:] = tail
-            _scatter(S, size, tail[None], tail[None], sums.Hkk[None])
-            shared = tail.expand(edges_n, n)
-            for place, block in ((place_i, Hik), (place_j, Hjk)):
-                rows = torch.where(place[:, None] >= 0, place[:, None] + six, trash)
-                _scatter(S, size, rows, shared, block)
-                _scatter(S, size, shared, rows, block.transpose(1, 2))
-            v.index_add_(0, tail, sums.gk)
-        rows_i = torch.where(place_i[:, None] >= 0, place_i[:, None] + six, trash)
-        rows_j = torch.where(place_j[:, None] >= 0, place_j[:, None] + six, trash)
-        _scatter(S, size, rows_i, rows_i, Hii)
-        _scatter(S, size, rows_j, rows_j, Hjj)
-        _scatter(S, size, rows_i, rows_j, Hij)
-        _scatter(S, size, rows_j, rows_i, Hij.transpose(1, 2))
-        v.index_add_(0, rows_i.ravel(), gi.ravel()).index_add_(0, rows_j.ravel(), gj.ravel())
-        c_inverse = 1.0 / C[first : last + 1].clamp_min(1e-12)
-        EC = E * c_inverse.unsqueeze(1)
-        _scatter(S, size, index, index, -(EC @ E.transpose(1, 2)))
-        v.index_add_(0, index.ravel(), -(EC @ w[first : last + 1].unsqueeze(-1)).ravel())
-        blocks.append((first, last + 1, index, E.to(torch.float32)))
-    matrix = S.view(size + 1, size + 1)[:size, :size]
-    vector = v[:size]
-    for position, free_intrinsic in enumerate(problem.intrinsics):
-        if free_intrinsic.prior_std != float("inf"):
-            k = 6 * len(free) + position
-            precision = 1.0 / free_intrinsic.prior_std**2
-            gap = free_intrinsic.prior_mean - float(_intrinsic_values(problem, state.params)[position])
-            matrix[k, k] += precision
-            vector[k] += precision * gap
+            tail = wide + torch.arange(n, device=src.device)
+            for rows, block in ((own, back @ sums.Hjk), (at, sums.Hjk)):
+                matrix.index_put_((local[:, None, None], (6 * rows[:, None] + six)[:, :, None], tail), block, accumulate=True)
+            matrix[0, wide:, wide:] += sums.Hkk
+            vector[0, wide:] += sums.gk
+        reduced.add(number, matrix, vector)
+    for position, known in enumerate(problem.intrinsics):
+        if known.prior_std != float("inf"):
+            precision = 1.0 / known.prior_std**2
+            gap = known.prior_mean - float(_intrinsic_values(problem, state.params)[position])
+            reduced.corner[position, position] += precision
+            reduced.shared[position] += precision * gap
             cost += precision * gap * gap
-    return _System(matrix, vector, cost, mass, 1.0 / C.clamp_min(1e-12), w, blocks)
+    return _System(reduced, float(cost), float(mass), 1.0 / C.clamp_min(1e-12), w, scale)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -410,58 +539,50 @@ def _inner(J: Tensor, e: Tensor) -> Tensor:
     return J[..., 0, :] * e[..., 0, None] + J[..., 1, :] * e[..., 1, None]
 
 
-def _scatter(S: Tensor, size: int, rows: Tensor, columns: Tensor, blocks: Tensor) -> None:
-    """S[rows x columns] += blocks, for batches: rows (B, a), columns (B, b), blocks (B, a, b); S is flat (size + 1)^2."""
-    index = rows.unsqueeze(-1) * (size + 1) + columns.unsqueeze(-2)
-    S.index_add_(0, index.ravel(), blocks.ravel())
-
-
-def _step(problem: Problem, state: State, system: _System, damping: float) -> State:
+def _step(problem: Problem, state: State, system: _System, damping: float, plan: _Plan) -> State:
     """One damped Gauss-Newton step."""
-    size = len(system.v)
-    n = len(problem.intrinsics)
-    diagonal = system.S.diagonal()
-    scale = float(diagonal.abs().mean()) if size else 1.0
-    damped = system.S + torch.diag(damping * diagonal.clamp_min(0) + 1e-9 * scale + 1e-12)
-    factor, info = torch.linalg.cholesky_ex(damped)
-    if int(info) != 0:
-        factor = torch.linalg.cholesky(damped + torch.eye(size, dtype=damped.dtype) * (1e-3 * scale + 1e-9))
-    delta = torch.cholesky_solve(system.v.unsqueeze(-1), factor).squeeze(-1)
-    padded = torch.cat([delta, delta.new_zeros(1)])
-    change = torch.zeros_like(state.inverse_depth)
-    for first, last, index, E in system.rows:
-        change[first:last] -= (E.to(padded.dtype) * padded[index].unsqueeze(-1)).sum(1)
-    change = (change + system.w) * system.c_inverse * problem.free_depth[:, None]
+    free = plan.free
+    delta = system.reduced.solve((damping + 1e-9) * system.reduced.diagonal().clamp_min(0) + 1e-12)
+    pose, shared = delta[: 6 * len(free)].view(-1, 6), delta[6 * len(free) :]
+    moves = torch.zeros(len(problem.uv), 6, dtype=delta.dtype, device=delta.device)
+    moves[free] = pose
+    rays, d_ray = _rays(problem, state)
+    change = system.w.clone()
+    for chunk in plan.chunks:
+        src, dst = problem.edges.source[chunk], problem.edges.destination[chunk]
+        r, t = relative(state.rotation, state.translation, src, dst)
+        move = moves[dst] - (_relative_tangent(problem, r, t) @ moves[src].unsqueeze(-1)).squeeze(-1)
+        change[slice(*problem.edges.span(chunk))] -= back_substitute(problem, state, chunk, r, t, rays, d_ray, system.scale, move, shared)
+    change = change * system.c_inverse * problem.free_depth[:, None]
     depth = state.inverse_depth
     change = change.clamp(-0.5 * depth, 2.0 * depth)
-    free = torch.nonzero(problem.free_pose).ravel()
-    pose = delta[: 6 * len(free)].view(-1, 6)
     r, t = exp_se3(pose)
     rotation, translation = state.rotation.clone(), state.translation.clone()
     rotation[free] = r @ state.rotation[free]
     translation[free] = (r @ state.translation[free].unsqueeze(-1)).squeeze(-1) + t
     params = state.params.clone()
     for position, free_intrinsic in enumerate(problem.intrinsics):
-        value = delta[len(delta) - n + position]
+        value = shared[position]
         if free_intrinsic.name == "focal":
             params[:2] = params[:2] * torch.exp(value.clamp(-0.2, 0.2))
         else:
-            params[_SLOTS[free_intrinsic.name][0]] += value.clamp(-0.1, 0.1)
+            limit = 0.1 * float(params[0]) if free_intrinsic.name in ("cx", "cy") else 0.1
+            params[SLOTS[free_intrinsic.name][0]] += value.clamp(-limit, limit)
     return State(rotation, translation, (depth + change).clamp(1e-4, 1e4), params)
 
 
 def solve(problem: Problem, state: State, schedule: Schedule) -> tuple[State, Report]:
     """Minimise the robust cost by damped Gauss-Newton at each scale in turn. A step that raises the cost is taken back
     with more damping."""
-    report = Report()
+    report, plan = Report(), _Plan.of(problem)
     damping = schedule.damping
     for scale, steps in zip(schedule.scales, schedule.steps, strict=True):
-        system = _build(problem, state, scale)
+        system = _build(problem, state, scale, plan)
         taken, attempts = 0, 0
         while taken < steps and attempts < 2 * steps:
             attempts += 1
-            candidate = _step(problem, state, system, damping)
-            trial = _build(problem, candidate, scale)
+            candidate = _step(problem, state, system, damping, plan)
+            trial = _build(problem, candidate, scale, plan)
             if trial.cost <= system.cost * (1 + 1e-6):
                 gain = (system.cost - trial.cost) / max(system.cost, 1e-12)
                 state, system, taken = candidate, trial, taken + 1
@@ -495,23 +616,17 @@ class Posterior:
 def posterior(problem: Problem, state: State, scale: float) -> Posterior:
     """Posterior of the free unknowns from the reduced system, at robust scale `scale` pixels.
 
-    The gauge is held by the fixed poses and, for scale, by a constraint along the direction that multiplies all translations.
+    The gauge is held by the fixed poses and, where there is only one, for scale by a constraint along the direction that multiplies all
+    translations.
     """
-    system = _build(problem, state, scale)
-    size, n = len(system.v), len(problem.intrinsics)
-    free = torch.nonzero(problem.free_pose).ravel()
-    matrix = system.S
-    null = torch.zeros(size, dtype=matrix.dtype)
-    null[: 6 * len(free)].view(-1, 6)[:, :3] = state.translation[free]
-    norm = null.norm()
-    if norm > 0:
-        null = null / norm
-        matrix = matrix + torch.outer(null, null) * matrix.diagonal().abs().max()
-    matrix = matrix + torch.diag(1e-9 * matrix.diagonal().abs() + 1e-12)
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    inverse = torch.cholesky_inverse(factor) if int(info) == 0 else torch.linalg.pinv(matrix, hermitian=True)
-    position = torch.zeros(len(problem.uv), dtype=matrix.dtype)
-    if len(free):
-        variance = inverse.diagonal()[: 6 * len(free)].view(-1, 6)[:, :3].clamp_min(0)
-        position[free] = variance.sum(-1).sqrt()
-    return Posterior(position, inverse.diagonal()[size - n :].clamp_min(0).sqrt(), system.c_inverse.sqrt())
+    plan = _Plan.of(problem)
+    system = _build(problem, state, scale, plan)
+    free, diagonal = plan.free, system.reduced.diagonal()
+    gauge = torch.zeros_like(diagonal)
+    if len(free) == len(problem.uv) - 1:
+        gauge[: 6 * len(free)].view(-1, 6)[:, :3] = state.translation[free]
+    length = gauge.norm()
+    variance = system.reduced.variance(gauge / length if length > 0 else gauge, 1e-9 * diagonal.abs() + 1e-12).clamp_min(0)
+    position = torch.zeros(len(problem.uv), dtype=variance.dtype, device=variance.device)
+    position[free] = variance[: 6 * len(free)].view(-1, 6)[:, :3].sum(-1).sqrt()
+    return Posterior(position, variance[6 * len(free) :].sqrt(), system.c_inverse.sqrt())

@@ -24,6 +24,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from vipe_kernels import formulas
+
 CameraModel = Literal["pinhole", "brown", "fisheye"]
 MODELS: tuple[str, ...] = get_args(CameraModel)
 PARAM_NAMES = ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3")
@@ -183,31 +185,19 @@ def _normalise(points: Tensor, model: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _brown(x: Tensor, y: Tensor, params: Tensor) -> _Columns:
-    """Brown-Conrady distortion as in OpenCV's calib3d documentation."""
+    """Position of `formulas.brown`, without the derivative."""
     k1, k2, p1, p2, k3 = params[..., 4:].unbind(-1)
     r2 = x * x + y * y
-    # With m = 2 (p1 y + p2 x), the tangential part is (m x + p2 r2, m y + p1 r2).
     factor = 1 + r2 * (k1 + r2 * (k2 + r2 * k3)) + 2 * (p1 * y + p2 * x)
     return x * factor + p2 * r2, y * factor + p1 * r2
 
 
 def _brown_with_derivative(x: Tensor, y: Tensor, params: Tensor) -> _Columns:
-    k1, k2, p1, p2, k3 = params[..., 4:].unbind(-1)
-    r2 = x * x + y * y
-    factor = 1 + r2 * (k1 + r2 * (k2 + r2 * k3)) + 2 * (p1 * y + p2 * x)
-    slope = 2 * (k1 + r2 * (2 * k2 + r2 * (3 * k3)))  # d factor / dx = slope x + 2 p2
-    sx, sy = slope * x + 2 * p2, slope * y + 2 * p1
-    return (
-        x * factor + p2 * r2,
-        y * factor + p1 * r2,
-        factor + sx * x + 2 * p2 * x,
-        sy * x + 2 * p2 * y,
-        factor + sy * y + 2 * p1 * y,
-    )
+    return formulas.brown(x, y, *params[..., 4:].unbind(-1))
 
 
 def _fisheye(x: Tensor, y: Tensor, params: Tensor) -> _Columns:
-    """Kannala-Brandt as in OpenCV's fisheye module: theta = atan(r), distorted radius theta (1 + k1 theta^2 + .. + k4 theta^8)."""
+    """Position of `formulas.fisheye`, without the derivative."""
     r = (x * x + y * y + _TINY).sqrt()
     scale = _fisheye_angle(torch.atan(r), params)[0] / r
     return x * scale, y * scale
@@ -215,19 +205,12 @@ def _fisheye(x: Tensor, y: Tensor, params: Tensor) -> _Columns:
 
 def _fisheye_with_derivative(x: Tensor, y: Tensor, params: Tensor) -> _Columns:
     r = (x * x + y * y + _TINY).sqrt()
-    distorted, slope = _fisheye_angle(torch.atan(r), params)
-    tangential = distorted / r
-    excess = slope / (1 + r * r) - tangential
-    cx, cy = x / r, y / r
-    return x * tangential, y * tangential, tangential + cx * cx * excess, cx * cy * excess, tangential + cy * cy * excess
+    return formulas.fisheye(x, y, r, *_fisheye_angle(torch.atan(r), params))
 
 
 def _fisheye_angle(theta: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     """Distorted angle and its derivative by the angle."""
-    k1, k2, k3, k4 = params[..., 4:8].unbind(-1)
-    t2 = theta * theta
-    distorted = theta * (1 + t2 * (k1 + t2 * (k2 + t2 * (k3 + t2 * k4))))
-    return distorted, 1 + t2 * (3 * k1 + t2 * (5 * k2 + t2 * (7 * k3 + t2 * (9 * k4))))
+    return formulas.fisheye_angle(theta, *params[..., 4:8].unbind(-1))
 
 
 _DISTORT: dict[str, Callable[[Tensor, Tensor, Tensor], _Columns]] = {"brown": _brown, "fisheye": _fisheye}

@@ -10,10 +10,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import overload
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from vipe_kernels.backend import backend_for
 
 F32 = NDArray[np.float32]
 
@@ -83,14 +88,54 @@ def compose(first: F32, second: F32) -> F32:
     return first + cv2.remap(second, target, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def forward_backward_error(forward: F32, backward: F32) -> F32:
-    """(H, W) float32 pixels: how far forward then backward miss the start; infinite where forward leaves the image."""
+@overload
+def forward_backward_error(forward: F32, backward: F32) -> F32: ...
+
+
+@overload
+def forward_backward_error(forward: Tensor, backward: Tensor) -> Tensor: ...
+
+
+def forward_backward_error(forward: F32 | Tensor, backward: F32 | Tensor) -> F32 | Tensor:
+    """(H, W) float32 pixels: how far forward then backward miss the start; infinite where forward leaves the image.
+
+    Tensors (..., H, W, 2) may hold many pairs, and stay on their device. Arrays are looked up by OpenCV, which rounds positions to
+    1/32 pixel; tensors are looked up exactly.
+    """
+    if isinstance(forward, Tensor) and isinstance(backward, Tensor):
+        if backend_for(forward) == "triton":
+            from vipe_kernels.gpu import consistency
+
+            return consistency.forward_backward_error(forward, backward)
+        return forward_backward_error_tensors(forward, backward)
     height, width = forward.shape[:2]
     target = pixel_grid(height, width) + forward
     back = cv2.remap(backward, target, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     error = np.hypot(forward[..., 0] + back[..., 0], forward[..., 1] + back[..., 1])
     error[~inside(target)] = np.inf
     return error
+
+
+def forward_backward_error_tensors(forward: Tensor, backward: Tensor) -> Tensor:
+    """`forward_backward_error` by tensor operations, on any device and in any floating type."""
+    height, width = forward.shape[-3:-1]
+    x = torch.arange(width, device=forward.device) + forward[..., 0]
+    y = torch.arange(height, device=forward.device)[:, None] + forward[..., 1]
+    within = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    x, y = torch.where(within, x, 0.0), torch.where(within, y, 0.0)
+    x0, y0 = x.floor().long(), y.floor().long()
+    x1, y1 = (x0 + 1).clamp_max(width - 1), (y0 + 1).clamp_max(height - 1)
+    along_x, along_y = (x - x0).unsqueeze(-1), (y - y0).unsqueeze(-1)
+    flat = backward.flatten(-3, -2)
+
+    def at(line: Tensor, column: Tensor) -> Tensor:
+        place = (line * width + column).flatten(-2).unsqueeze(-1)
+        return flat.gather(-2, place.expand(*place.shape[:-1], 2)).view_as(forward)
+
+    above = at(y0, x0) * (1 - along_x) + at(y0, x1) * along_x
+    below = at(y1, x0) * (1 - along_x) + at(y1, x1) * along_x
+    miss = forward + above * (1 - along_y) + below * along_y
+    return torch.where(within, torch.hypot(miss[..., 0], miss[..., 1]), torch.inf)
 
 
 def inside(target: F32) -> NDArray[np.bool_]:

@@ -10,20 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vipe_kernels import cameras
+from vipe_kernels import cameras, formulas
+from vipe_kernels.compiled import compiled
 
 Float = NDArray[np.float64]
 
 MODEL_CODES = {"pinhole": 0, "brown": 1, "fisheye": 2}
-INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2}
-_jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2, "cx": 3, "cy": 4}
 
 
 def threaded(task: Callable[[int, int], None], count: int, work: int) -> None:
@@ -45,37 +43,39 @@ def view_limit(params: Float, model: str) -> float:
     return radius * radius
 
 
-@_jit
+_brown, _fisheye, _fisheye_angle = compiled(formulas.brown), compiled(formulas.fisheye), compiled(formulas.fisheye_angle)
+_point_jacobian, _pose_row = compiled(formulas.point_jacobian), compiled(formulas.pose_row)
+
+
+@compiled
 def _distort(x, y, params, model):
     """Distorted point and its derivative (symmetric 2x2: a b d) for a point inside the view."""
     if model == 0:
         return x, y, 1.0, 0.0, 1.0
     if model == 1:
-        k1, k2, p1, p2, k3 = params[4], params[5], params[6], params[7], params[8]
-        r2 = x * x + y * y
-        factor = 1 + r2 * (k1 + r2 * (k2 + r2 * k3)) + 2 * (p1 * y + p2 * x)
-        slope = 2 * (k1 + r2 * (2 * k2 + r2 * (3 * k3)))
-        sx, sy = slope * x + 2 * p2, slope * y + 2 * p1
-        return (
-            x * factor + p2 * r2,
-            y * factor + p1 * r2,
-            factor + sx * x + 2 * p2 * x,
-            sy * x + 2 * p2 * y,
-            factor + sy * y + 2 * p1 * y,
-        )
-    k1, k2, k3, k4 = params[4], params[5], params[6], params[7]
+        return _brown(x, y, params[4], params[5], params[6], params[7], params[8])
     r = math.sqrt(x * x + y * y + 1e-18)
-    theta = math.atan(r)
-    t2 = theta * theta
-    distorted = theta * (1 + t2 * (k1 + t2 * (k2 + t2 * (k3 + t2 * k4))))
-    slope = 1 + t2 * (3 * k1 + t2 * (5 * k2 + t2 * (7 * k3 + t2 * (9 * k4))))
-    tangential = distorted / r
-    excess = slope / (1 + r * r) - tangential
-    cx, cy = x / r, y / r
-    return x * tangential, y * tangential, tangential + cx * cx * excess, cx * cy * excess, tangential + cy * cy * excess
+    distorted, slope = _fisheye_angle(math.atan(r), params[4], params[5], params[6], params[7])
+    return _fisheye(x, y, r, distorted, slope)
 
 
-@_jit
+@compiled
+def _intrinsic_slope(code, x, y, xd, yd, fx, fy, model):
+    """How a free intrinsic moves the pixel of the normalised point (x, y), distorted (xd, yd)."""
+    if code == 0:
+        return fx * xd, fy * yd
+    if code >= 3:
+        return (1.0, 0.0) if code == 3 else (0.0, 1.0)
+    r2 = x * x + y * y
+    if model == 2:
+        radius = math.sqrt(r2 + 1e-18)
+        power = math.atan(radius) ** (2 * code + 1) / radius
+    else:
+        power = r2**code
+    return fx * x * power, fy * y * power
+
+
+@compiled
 def linearise(
     first, last, starts, base, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
     rotation_only, Hjj, gj, Hjk, Hkk, gk, E, C, w, totals,
@@ -122,13 +122,11 @@ def linearise(
                 totals[s, 0] += trust * squared * shape
                 totals[s, 1] += trust * shape
                 q = trust * shape * shape
-                ax, bx, ay, by = fx * iz * a, fx * iz * b, fy * iz * b, fy * iz * c
-                zx, zy = -(ax * x + bx * y), -(ay * x + by * y)
-                if not rotation_only:
-                    J[0, 0], J[0, 1], J[0, 2] = ax * d, bx * d, zx * d
-                    J[1, 0], J[1, 1], J[1, 2] = ay * d, by * d, zy * d
-                J[0, 3], J[0, 4], J[0, 5] = Y * zx - Z * bx, Z * ax - X * zx, X * bx - Y * ax
-                J[1, 3], J[1, 4], J[1, 5] = Y * zy - Z * by, Z * ay - X * zy, X * by - Y * ay
+                ax, bx, zx, ay, by, zy = _point_jacobian(x, y, iz, fx, fy, a, b, c)
+                J[0, 0], J[0, 1], J[0, 2], J[0, 3], J[0, 4], J[0, 5] = _pose_row(ax, bx, zx, X, Y, Z, d)
+                J[1, 0], J[1, 1], J[1, 2], J[1, 3], J[1, 4], J[1, 5] = _pose_row(ay, by, zy, X, Y, Z, d)
+                if rotation_only:
+                    J[:, :3] = 0.0
                 jdx = (ax * t0 + bx * t1 + zx * t2) * moves
                 jdy = (ay * t0 + by * t1 + zy * t2) * moves
                 C[s, p] += q * (jdx * jdx + jdy * jdy)
@@ -154,16 +152,7 @@ def linearise(
                     b11 = ay * r[0, 1] + by * r[1, 1] + zy * r[2, 1]
                     for m in range(n):
                         gx, gy = ray_slope[k, p, 0, m], ray_slope[k, p, 1, m]
-                        if codes[m] == 0:
-                            mx, my = fx * xd, fy * yd
-                        else:
-                            r2 = x * x + y * y
-                            if model == 2:
-                                radius = math.sqrt(r2 + 1e-18)
-                                power = math.atan(radius) ** (2 * codes[m] + 1) / radius
-                            else:
-                                power = r2 ** codes[m]
-                            mx, my = fx * x * power, fy * y * power
+                        mx, my = _intrinsic_slope(codes[m], x, y, xd, yd, fx, fy, model)
                         K[0, m] = mx + b00 * gx + b01 * gy
                         K[1, m] = my + b10 * gx + b11 * gy
                     for m in range(n):
@@ -180,7 +169,60 @@ def linearise(
                     Hjj[e, j, i] = H[i, j]
 
 
-@_jit
+@compiled
+def back_substitute(
+    first, last, starts, base, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
+    move, shared, out,
+):  # fmt: skip
+    """E^T dx of source keyframes [first, last) of a chunk: out (S, P), zero before. Arguments as of `linearise`; move (E, 6): of each
+    destination camera relative to its source, in its tangent; shared (n,): of the free intrinsics.
+    """
+    n = len(codes)
+    fx, fy, cx, cy = params[0], params[1], params[2], params[3]
+    points = depth.shape[1]
+    for s in range(first, last):
+        k = base + s
+        if not depth_free[k]:
+            continue
+        for e in range(starts[s], starts[s + 1]):
+            r, m = R[e], move[e]
+            t0, t1, t2 = t[e, 0], t[e, 1], t[e, 2]
+            for p in range(points):
+                trust = weight[e, p]
+                if trust <= 0.0:
+                    continue
+                d = depth[k, p]
+                ray = rays[k, p]
+                X = r[0, 0] * ray[0] + r[0, 1] * ray[1] + r[0, 2] * ray[2] + t0 * d
+                Y = r[1, 0] * ray[0] + r[1, 1] * ray[1] + r[1, 2] * ray[2] + t1 * d
+                Z = r[2, 0] * ray[0] + r[2, 1] * ray[1] + r[2, 2] * ray[2] + t2 * d
+                if near >= Z:
+                    continue
+                iz = 1.0 / Z
+                x, y = X * iz, Y * iz
+                if x * x + y * y > limit:
+                    continue
+                xd, yd, a, b, c = _distort(x, y, params, model)
+                ex = target[e, p, 0] - (fx * xd + cx)
+                ey = target[e, p, 1] - (fy * yd + cy)
+                shape = scale2 / (scale2 + ex * ex + ey * ey)
+                ax, bx, zx, ay, by, zy = _point_jacobian(x, y, iz, fx, fy, a, b, c)
+                # motion of the point in the destination camera, then of its pixel
+                px = d * m[0] + m[4] * Z - m[5] * Y
+                py = d * m[1] + m[5] * X - m[3] * Z
+                pz = d * m[2] + m[3] * Y - m[4] * X
+                ux, uy = ax * px + bx * py + zx * pz, ay * px + by * py + zy * pz
+                for i in range(n):
+                    gx, gy = ray_slope[k, p, 0, i], ray_slope[k, p, 1, i]
+                    qx, qy, qz = r[0, 0] * gx + r[0, 1] * gy, r[1, 0] * gx + r[1, 1] * gy, r[2, 0] * gx + r[2, 1] * gy
+                    mx, my = _intrinsic_slope(codes[i], x, y, xd, yd, fx, fy, model)
+                    ux += shared[i] * (mx + ax * qx + bx * qy + zx * qz)
+                    uy += shared[i] * (my + ay * qx + by * qy + zy * qz)
+                jdx, jdy = ax * t0 + bx * t1 + zx * t2, ay * t0 + by * t1 + zy * t2
+                out[s, p] += trust * shape * shape * (jdx * ux + jdy * uy)
+
+
+@compiled
 def _solve6(H, g, out):
     """out (6,) = H^-1 g by Cholesky, H damped on its diagonal. False where H is not positive."""
     L = np.zeros((6, 6))
@@ -210,7 +252,7 @@ def _solve6(H, g, out):
     return True
 
 
-@_jit
+@compiled
 def _perturb(delta, r, t, r_new, t_new):
     """(r_new, t_new) = Exp([tau, phi] = delta) (r, t)."""
     p0, p1, p2 = delta[3], delta[4], delta[5]
@@ -234,7 +276,7 @@ def _perturb(delta, r, t, r_new, t_new):
         t_new[i] = R[i, 0] * t[0] + R[i, 1] * t[1] + R[i, 2] * t[2] + V[i, 0] * delta[0] + V[i, 1] * delta[1] + V[i, 2] * delta[2]
 
 
-@_jit
+@compiled
 def _motion_terms(points, target, weight, params, model, limit, r, t, scale2, H, g, distance):
     """Normal equations of one camera against fixed points; returns the robust cost. Fills H (6, 6), g (6,), distance (N,)."""
     fx, fy, cx, cy = params[0], params[1], params[2], params[3]
@@ -267,12 +309,9 @@ def _motion_terms(points, target, weight, params, model, limit, r, t, scale2, H,
         shape = scale2 / (scale2 + squared)
         cost += trust * squared * shape
         q = trust * shape * shape
-        ax, bx, ay, by = fx * iz * a, fx * iz * b, fy * iz * b, fy * iz * c
-        zx, zy = -(ax * x + bx * y), -(ay * x + by * y)
-        J[0, 0], J[0, 1], J[0, 2] = ax * d, bx * d, zx * d
-        J[1, 0], J[1, 1], J[1, 2] = ay * d, by * d, zy * d
-        J[0, 3], J[0, 4], J[0, 5] = Y * zx - Z * bx, Z * ax - X * zx, X * bx - Y * ax
-        J[1, 3], J[1, 4], J[1, 5] = Y * zy - Z * by, Z * ay - X * zy, X * by - Y * ay
+        ax, bx, zx, ay, by, zy = _point_jacobian(x, y, iz, fx, fy, a, b, c)
+        J[0, 0], J[0, 1], J[0, 2], J[0, 3], J[0, 4], J[0, 5] = _pose_row(ax, bx, zx, X, Y, Z, d)
+        J[1, 0], J[1, 1], J[1, 2], J[1, 3], J[1, 4], J[1, 5] = _pose_row(ay, by, zy, X, Y, Z, d)
         for i in range(6):
             u0, u1 = q * J[0, i], q * J[1, i]
             for j in range(i, 6):
@@ -284,7 +323,7 @@ def _motion_terms(points, target, weight, params, model, limit, r, t, scale2, H,
     return cost
 
 
-@_jit
+@compiled
 def resect(first, last, points, target, weight, params, model, limit, scales2, steps, rotation, translation, Hs, distances):
     """Gauss-Newton over the cameras of frames [first, last), in place: rotation (F, 3, 3), translation (F, 3).
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vipe_kernels import cameras, fused
+from vipe_kernels.backend import backend_for
 from vipe_kernels.bundle import exp_se3
 
 Float = NDArray[np.float64]
@@ -57,7 +58,7 @@ def minimise_tensors(
 ) -> Minimum:  # fmt: skip
     """The minimisation of `resect_batch` by tensor operations, on any device; scales in pixels."""
     dtype = points.dtype
-    eye = torch.eye(6, dtype=dtype)
+    eye = torch.eye(6, dtype=dtype, device=points.device)
 
     def evaluate(r: Tensor, t: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         camera = points[..., :3] @ r.transpose(-1, -2) + t[:, None] * points[..., 3:]
@@ -82,7 +83,7 @@ def minimise_tensors(
         for _ in range(steps):
             diagonal = torch.diag_embed(H.diagonal(dim1=1, dim2=2) * 1e-4 + 1e-9)
             delta = torch.linalg.solve(H + diagonal + 1e-9 * eye, g.unsqueeze(-1)).squeeze(-1)
-            pending = torch.ones(len(points), dtype=torch.bool)
+            pending = torch.ones(len(points), dtype=torch.bool, device=points.device)
             for fraction in (1.0, 0.3):
                 r, t = exp_se3(delta * fraction)
                 r_new, t_new = r @ rotation, (r @ translation.unsqueeze(-1)).squeeze(-1) + t
@@ -136,8 +137,7 @@ def resect_batch(
     points (F, N, 4) homogeneous world; targets (F, N, 2) px; weights (F, N), 0 = absent; rotation (F, 3, 3), translation (F, 3) starts.
     unit: pixels per pixel of a 640-wide picture. A step whose cost rises at its scale is halved once, then dropped.
     """
-    on_cpu = points.device.type == "cpu" and points.dtype == torch.float64
-    minimise = minimise_compiled if on_cpu else minimise_tensors
+    minimise = minimise_compiled if backend_for(points) == "compiled" else minimise_tensors
     rotation, translation, H, distance = minimise(
         points, targets, weights, model, params, rotation, translation, tuple(s * unit for s in scales), steps
     )

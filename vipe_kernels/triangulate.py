@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vipe_kernels.backend import backend_for
+
 KERNELS_PX = (6.0, 3.0, 1.5, 1.0)
 """Widths of the Geman-McClure kernel, in turn: wide enough to start from the plain mean, narrow enough to drop an outlier at the end."""
 
@@ -25,8 +27,8 @@ NOISE_FLOOR_PX = 0.15
 """No flow is believed to be better than this, however well the neighbours agree."""
 
 _STRIP = 1 << 13  # pixels at a time, so that the intermediate arrays stay in the cache
-_NEAR = 1e-3  # z in a neighbour, in units of the depth in the view
-_TINY = 1e-20
+NEAR = 1e-3  # z in a neighbour, in units of the depth in the view
+TINY = 1e-20
 _NAN = torch.tensor(torch.nan)
 
 
@@ -48,6 +50,15 @@ def triangulate(rays: Tensor, seen: Tensor, relative: Tensor, weight: Tensor, fo
     relative (N, 3, 4): [R | t] taking points of the view into the neighbour; weight (N, H, W) float32 in 0..1, 0 = not seen;
     focal_px (H, W) float32: pixels per unit of the normalised plane near each pixel.
     """
+    if backend_for(rays) == "triton":
+        from vipe_kernels.gpu import triangulation
+
+        return triangulation.triangulate(rays, seen, relative, weight, focal_px)
+    return triangulate_tensors(rays, seen, relative, weight, focal_px)
+
+
+def triangulate_tensors(rays: Tensor, seen: Tensor, relative: Tensor, weight: Tensor, focal_px: Tensor) -> Triangulation:
+    """`triangulate` by tensor operations, on any device and in any floating type."""
     height, width = rays.shape[:2]
     count = len(seen)
     rays, focal = rays.reshape(-1, 2), focal_px.reshape(-1)
@@ -71,7 +82,7 @@ def _solve(rays: Tensor, seen: Tensor, relative: Tensor, weight: Tensor, focal: 
     def pixels2_per_z2(rho: Tensor) -> Tensor:
         """(focal / z)^2, and 0 behind the neighbour: squared pixels per squared unit of p + rho q."""
         z = (az + rho * tz).clamp_min(0)
-        return (focal / z.clamp_min(_NEAR)).square_() * (z > _NEAR)
+        return (focal / z.clamp_min(NEAR)).square_() * (z > NEAR)
 
     def squared_error(rho: Tensor, gain: Tensor) -> Tensor:
         return (qq * rho).add_(pq, alpha=2).mul_(rho).add_(pp).clamp_min_(0).mul_(gain)
@@ -83,10 +94,10 @@ def _solve(rays: Tensor, seen: Tensor, relative: Tensor, weight: Tensor, focal: 
         if kernel < math.inf:
             robust = squared_error(rho, gain).add_(kernel**2).reciprocal_().mul_(kernel**2).square_().mul_(weight)
         scaled = robust * gain
-        rho = -(scaled * pq).sum(0) / (scaled * qq).sum(0).clamp_min_(_TINY)
+        rho = -(scaled * pq).sum(0) / (scaled * qq).sum(0).clamp_min_(TINY)
         gain = pixels2_per_z2(rho)
     information, support = (robust * gain).mul_(qq).sum(0), robust.sum(0)
     residual2 = (robust * squared_error(rho, gain)).sum(0) / support.clamp_min(1e-6)
-    std = ((residual2 + NOISE_FLOOR_PX**2) / information.clamp_min(_TINY)).sqrt_()
+    std = ((residual2 + NOISE_FLOOR_PX**2) / information.clamp_min(TINY)).sqrt_()
     good = (rho > 0) & (information > 0)
     return rho.where(good, _NAN), std.where(good, _NAN), residual2.sqrt(), support * good

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vipe_kernels.cameras import project, unproject_valid
+from vipe_kernels.compiled import compiled
 from vipe_kernels.flow import single_threaded_opencv
 
 F32 = NDArray[np.float32]
@@ -23,8 +22,6 @@ FRONT_LAYER = 0.05
 
 _SOLID = 0.05
 """Least bilinear share with which a point hides what lies behind it in a pixel."""
-
-_jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def forward_splat(uv: F32, inverse_depth: F32, payload: F32, height: int, width:
     return means[0], means[1:].transpose(1, 2, 0), total.astype(np.float32)
 
 
-@_jit
+@compiled
 def _splat(uv, rho, payload, front, nearest, total, sums):
     """Two passes over the points: the nearest surface of every pixel, then the sums over what belongs to it."""
     height, width = nearest.shape

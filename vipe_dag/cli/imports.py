@@ -40,3 +40,16 @@ def vipe(
             fail(str(error))
     if failed:
         raise typer.Exit(1)
+
+
+@imports.command()
+def colmap(
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a COLMAP model, or the one that holds sparse.")],
+    store: Store,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with the images of the model; by default DIR/images.")] = None,
+) -> None:
+    """A reconstruction of COLMAP's, binary or text, with its images; each model becomes a segment. Prints the id of the video."""
+    from vipe_dag.importing.colmap import import_video
+    from vipe_dag.store import VideoStore
+
+    typer.echo(import_video(VideoStore(store), root, images))

@@ -33,10 +33,24 @@ FORMATS: dict[str, str] = {
     "nerfstudio": "transforms.json, images and a cloud, a folder",
     "colmap": "reconstruction with observations and tracks, a folder",
     "vipe": "ViPE's tree of results, a folder",
+    "rerun": "recording for Rerun's viewer, one file",
     "mp4": "film of the frames with their depth, one file",
     "zarr": "all assets as one Zarr group, a folder",
 }
 """Name of each format and what it is, in words."""
+
+FILE_NAMES: dict[str, str] = {
+    "tum": "tum.txt",
+    "kitti": "kitti.txt",
+    "ply": "cloud.ply",
+    "nerfstudio": "nerfstudio",
+    "colmap": "colmap",
+    "vipe": "vipe",
+    "rerun": "recording.rrd",
+    "mp4": "film.mp4",
+    "zarr": "assets.zarr",
+}
+"""What an export of each format is called where nobody gives it a name."""
 
 
 def export_video(store: VideoStore, video_id: str, name: str, out: str | Path, **options: Any) -> Exported:

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from vipe_dag.calibration import Calibration
+from vipe_dag.colmap_layout import CAMERAS, CORNER
 from vipe_dag.export import Exported
 from vipe_dag.export.estimate import Estimate, estimate_of, tracked_rows
 from vipe_dag.export.pictures import Encoding, write_pictures
 from vipe_dag.export.target import complete_folder
 from vipe_dag.export.tracks import Tracks, tracks_of
 from vipe_dag.store import VideoStore
-
-_MODEL_IDS = {"PINHOLE": 1, "OPENCV": 4, "OPENCV_FISHEYE": 5, "FULL_OPENCV": 6}
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def _model(store: VideoStore, estimate: Estimate, rows: NDArray[np.int64], segme
 def camera_of(calibration: Calibration) -> tuple[str, list[float]]:
     """COLMAP's model and its parameters."""
     fx, fy, cx, cy, k1, k2, p1, p2, k3 = calibration.params.tolist()
-    head = [fx, fy, cx + 0.5, cy + 0.5]
+    head = [fx, fy, cx + CORNER, cy + CORNER]
     if calibration.camera_model == "pinhole":
         return "PINHOLE", head
     if calibration.camera_model == "fisheye":
@@ -88,7 +87,7 @@ def write_text(model: Model, folder: Path) -> None:
     for (row, name), pose in zip(zip(model.row.tolist(), model.names, strict=True), _world2cam(model.cam2world), strict=True):
         lines.append(f"{row + 1} {' '.join(map(repr, pose.tolist()))} 1 {name}")
         chosen = observations[row]
-        uv, point = (model.tracks.uv[chosen] + 0.5).tolist(), (model.tracks.point[chosen] + 1).tolist()
+        uv, point = (model.tracks.uv[chosen] + CORNER).tolist(), (model.tracks.point[chosen] + 1).tolist()
         lines.append(" ".join(f"{u!r} {v!r} {number}" for (u, v), number in zip(uv, point, strict=True)))
     (folder / "images.txt").write_text("\n".join(lines) + "\n")
     points = []
@@ -102,7 +101,7 @@ def write_binary(model: Model, folder: Path) -> None:
     """cameras.bin, images.bin and points3D.bin, little endian."""
     name, params = camera_of(model.camera)
     with (folder / "cameras.bin").open("wb") as file:
-        file.write(struct.pack("<QIiQQ", 1, 1, _MODEL_IDS[name], model.camera.width, model.camera.height))
+        file.write(struct.pack("<QIiQQ", 1, 1, CAMERAS[name].number, model.camera.width, model.camera.height))
         file.write(struct.pack(f"<{len(params)}d", *params))
     observations, places = _by_image(model)
     place = np.dtype([("uv", "<f8", 2), ("point", "<u8")])
@@ -112,7 +111,7 @@ def write_binary(model: Model, folder: Path) -> None:
             file.write(struct.pack("<I7dI", row + 1, *pose.tolist(), 1) + name.encode() + b"\0")
             chosen = observations[row]
             table = np.empty(len(chosen), place)
-            table["uv"], table["point"] = model.tracks.uv[chosen] + 0.5, model.tracks.point[chosen] + 1
+            table["uv"], table["point"] = model.tracks.uv[chosen] + CORNER, model.tracks.point[chosen] + 1
             file.write(struct.pack("<Q", len(chosen)) + table.tobytes())
     with (folder / "points3D.bin").open("wb") as file:
         file.write(struct.pack("<Q", len(model.tracks.xyz)))

@@ -26,7 +26,9 @@ def export(store: VideoStore, video_id: str, out: Path, *, overwrite: bool = Fal
     frames = store.frames(video_id)
     depth = store.depth(video_id, "aligned_depth")
     with complete_file(out, overwrite) as unfinished:
-        limits = _inverse_range(depth, video_id)
+        limits = inverse_range(depth)
+        if limits is None:
+            raise EstimationError(f"{video_id}: no depth is known in the frames looked at; there is nothing to colour")
         span = float(frames.time[-1] - frames.time[0])
         write_movie(unfinished, _pictures(frames, depth, limits), (len(frames) - 1) / span if span else NOMINAL_FPS)
     return Exported(out)
@@ -49,11 +51,12 @@ def coloured(z_depth: NDArray[np.float32], limits: tuple[float, float]) -> NDArr
     return np.where(known[..., None], rgb, 0).astype(np.uint8)
 
 
-def _inverse_range(depth: DepthSequence, video_id: str) -> tuple[float, float]:
+def inverse_range(depth: DepthSequence) -> tuple[float, float] | None:
+    """Inverse depth of far and of near things in a video, but for outliers; None where no depth is known."""
     rows = np.unique(np.linspace(0, len(depth) - 1, _RANGE_FRAMES).astype(int))
     maps = (depth.depth(int(row))[0][::4, ::4] for row in rows)
     known = np.concatenate([1 / z[np.isfinite(z) & (z > 0)] for z in maps])
     if not len(known):
-        raise EstimationError(f"{video_id}: no depth is known in the frames looked at; there is nothing to colour")
+        return None
     low, high = np.percentile(known, _RANGE_PERCENT).tolist()
     return low, max(high, low * (1 + 1e-3))

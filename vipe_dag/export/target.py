@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vipe_dag.errors import SourceError
+
+_UNFINISHED = ".part"
 
 
 @contextmanager
@@ -39,10 +43,45 @@ def complete_folder(out: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def replaced_folder(out: str | Path) -> Iterator[Path]:
+    """The folder to fill; on leaving the block it takes the place of `out`, which stays as it was until then, or for good on an exception.
+
+    Raises SourceError when the folder of `out` does not exist, and when writing fails.
+    """
+    out, old = Path(out).absolute(), None
+    try:
+        with _sibling(out) as temporary:
+            temporary.mkdir()
+            yield temporary
+            if out.exists():
+                old = _beside(out)
+                out.replace(old)
+    except BaseException:
+        if old is not None and not out.exists():
+            old.replace(out)
+        raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_litter(out: Path, older_than_seconds: float) -> None:
+    """Removes what processes that were killed left beside `out`, when it is that old."""
+    limit = time.time() - older_than_seconds
+    for path in out.parent.glob(f".{glob.escape(out.name)}.*{_UNFINISHED}"):
+        if path.stat().st_mtime < limit:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _beside(out: Path) -> Path:
+    """A name in the same folder that nobody else has."""
+    return out.absolute().with_name(f".{out.absolute().name}.{secrets.token_hex(4)}{_UNFINISHED}")
+
+
+@contextmanager
 def _sibling(out: Path) -> Iterator[Path]:
     if not out.absolute().parent.is_dir():
         raise SourceError(f"{out}: the folder {out.parent} does not exist; create it first")
-    temporary = out.absolute().with_name(f".{out.absolute().name}.{secrets.token_hex(4)}.part")
+    temporary = _beside(out)
     try:
         yield temporary
         temporary.replace(out)

@@ -9,22 +9,17 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vipe_dag.calibration import Calibration
-from vipe_dag.config import FramesConfig
 from vipe_dag.errors import SourceError
+from vipe_dag.importing.assets import Target, fingerprint_of, poses_of
 from vipe_dag.importing.mei import from_mei
-from vipe_dag.result_arrays import ba_poses_arrays
-from vipe_dag.results import BaPoses
-from vipe_dag.stages import frames as frames_stage
 from vipe_dag.store import VideoStore
-from vipe_dag.video import SourceRecord, VideoSource, make_video_id, open_source
+from vipe_dag.video import open_source
 from vipe_dag.vipe_layout import CAMERAS, Layout
 
 MAX_LENS_ERROR_PX = 0.1
@@ -56,17 +51,15 @@ def import_video(store: VideoStore, root: str | Path, name: str) -> str:
     if rows[-1] >= count:
         raise SourceError(f"{layout.rgb}: has {count} frames, but there is a pose of frame {rows[-1]}; give the mp4 of this run")
     camera, lens_error = _camera(layout, rows, info.width, info.height)
-    video_id, fingerprint = make_video_id(source), _fingerprint(layout, source)
-    imported: dict[str, Any] = {"imported": {"format": "vipe", "origin": str(layout.root), "name": name, "lens_error_px": lens_error}}
-    wanted = ["frames", "ba_poses", *(["aligned_depth"] if layout.depth.is_file() else [])]
-    if all(store.point(video_id, asset, fingerprint) for asset in wanted):
-        return video_id
-    count = _import_frames(store, source, video_id, fingerprint, imported)
-    store.register(SourceRecord.of(source, video_id=video_id))
-    _import_poses(store, video_id, fingerprint, imported, _spread(rows, cam2world, camera, count))
+    fingerprint = fingerprint_of("vipe", source, (layout.pose, layout.intrinsics, layout.depth))
+    target = Target(store, source, "vipe", fingerprint, {"origin": str(layout.root), "name": name, "lens_error_px": lens_error})
+    if target.has(["frames", "ba_poses", *(["aligned_depth"] if layout.depth.is_file() else [])]):
+        return target.video_id
+    count = target.write_frames(min(max(info.width, info.height, 64), 8192))
+    target.write_poses(poses_of(rows, cam2world, camera, count))
     if layout.depth.is_file():
-        _import_depth(store, video_id, fingerprint, imported, layout.depth, (count, info.height, info.width))
-    return video_id
+        _write_depth(target, layout.depth, (count, info.height, info.width))
+    return target.video_id
 
 
 def _poses(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -125,78 +118,16 @@ def _camera_names(layout: Layout) -> set[str]:
     return {line.partition(":")[2].strip().upper() for line in lines if line.strip()}
 
 
-def _fingerprint(layout: Layout, source: VideoSource) -> str:
-    whole = blake2b(f"import vipe {source.digest}".encode(), digest_size=8)
-    for path in (layout.pose, layout.intrinsics, layout.depth):
-        if path.is_file():
-            with path.open("rb") as file:
-                while piece := file.read(1 << 22):
-                    whole.update(piece)
-    return whole.hexdigest()
-
-
-def _import_frames(store: VideoStore, source: VideoSource, video_id: str, fingerprint: str, imported: dict[str, Any]) -> int:
-    """Returns how many frames there are."""
-    info = source.probe()
-    decoder = frames_stage.decode(source, FramesConfig(long_side=min(max(info.width, info.height, 64), 8192)))
-    count = 0
-    with store.begin(video_id, "frames", fingerprint) as w:
-        for block in decoder:
-            w.append({"rgb": block.rgb, "frame": block.index, "time": block.time})
-            count += len(block.index)
-        facts = decoder.info
-        names = ("width", "height", "source_width", "source_height", "rotation", "source_uri", "source_digest", "codec", "container")
-        w.attrs({name: getattr(facts, name) for name in (*names, "fps_nominal", "truncated")} | {"flags": list(facts.flags)} | imported)
-    return count
-
-
-def _spread(rows: NDArray[np.int64], cam2world: NDArray[np.float64], camera: Calibration, count: int) -> BaPoses:
-    """Poses of all frames: one that ViPE gives none for repeats its neighbour's and is not tracked."""
-    nearest = np.searchsorted(rows, np.arange(count), side="right").clip(1) - 1
-    unknown = np.full(count, np.nan)
-    none = np.zeros((0, 1, 1), np.float32)
-    return BaPoses(
-        cam2world=cam2world[nearest],
-        tracked=np.isin(np.arange(count), rows),
-        segment=np.zeros(count, np.int32),
-        position_std=unknown,
-        frame_residual_px=unknown.astype(np.float32),
-        inlier_share=unknown.astype(np.float32),
-        keyframe=np.zeros(0, np.int64),
-        point_uv=np.zeros((0, 1, 1, 2), np.float32),
-        inverse_depth=none,
-        valid=none.astype(bool),
-        residual_px=none,
-        camera_model=camera.camera_model,
-        params=camera.params,
-        params_std=np.full(9, np.nan),
-        parallax=np.ones(1, bool),
-        residual_px_median=float("nan"),
-        iterations=0,
-        flags=(),
-    )
-
-
-def _import_poses(store: VideoStore, video_id: str, fingerprint: str, imported: dict[str, Any], poses: BaPoses) -> None:
-    arrays, attributes = ba_poses_arrays(poses, store.open(video_id, "frames"))
-    with store.begin(video_id, "ba_poses", fingerprint) as w:
-        for name, values in arrays.items():
-            w.put(name, values)
-        w.attrs(attributes | {"scale_source": "vipe"} | imported)
-
-
-def _import_depth(
-    store: VideoStore, video_id: str, fingerprint: str, imported: dict[str, Any], path: Path, shape: tuple[int, int, int]
-) -> None:
+def _write_depth(target: Target, path: Path, shape: tuple[int, int, int]) -> None:
     count = shape[0]
-    with store.begin(video_id, "aligned_depth", fingerprint, sizes={"frame": count}) as w:
+    with target.store.begin(target.video_id, "aligned_depth", target.fingerprint, sizes={"frame": count}) as w:
         for block in _depth_blocks(path, shape):
             known = np.isfinite(block)
             w.append({"z_depth": block, "confidence": np.where(known, 255, 0).astype(np.uint8), "measured": np.zeros(block.shape, bool)})
         w.put("scale", np.ones(count))
         w.put("shift", np.zeros(count))
         w.put("alignment_residual", np.full(count, np.nan, np.float32))
-        w.attrs({"scale_source": "vipe", "flags": []} | imported)
+        w.attrs({"scale_source": target.program, "flags": []} | target.attributes)
 
 
 def _depth_blocks(path: Path, shape: tuple[int, int, int]) -> Iterator[NDArray[np.float16]]:

@@ -71,19 +71,22 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
             segment.keyframes[1:], segment.keyframes[:1], free if segment.parallax else (), not segment.parallax
         )
         distance = bundle.residuals(problem, state).numpy()
-        weight = np.where(np.isfinite(distance), problem.edges.weight.numpy(), 0.0)
-        distance = np.nan_to_num(distance)
-        good = distance < _INLIER_PX * scene.m.unit
+        weight = np.where(np.isfinite(distance), problem.edges.weight.numpy(), np.float32(0))
+        np.nan_to_num(distance, copy=False)
+        source, destination = problem.edges.source.numpy(), problem.edges.destination.numpy()
+        leaving = np.searchsorted(source, np.arange(len(keys) + 1))
+        by_destination = np.argsort(destination, kind="stable")
+        arriving = np.searchsorted(destination[by_destination], np.arange(len(keys) + 1))
         for position, k in enumerate(keys):
-            rows = (problem.edges.source == position).numpy()
-            touching = rows | (problem.edges.destination == position).numpy()
-            mass = weight[touching].sum()
-            quality.inliers[k] = (weight * good)[touching].sum() / mass if mass > 0 else 0.0
-            inlying = distance[touching][(weight[touching] > 0)]
-            quality.median_px[k] = np.median(inlying) if len(inlying) else np.nan
-            total = weight[rows].sum(0)
+            rows = slice(leaving[position], leaving[position + 1])
+            touching = np.r_[rows, by_destination[arriving[position] : arriving[position + 1]]]
+            w, d = weight[touching].astype(np.float64), distance[touching]
+            mass = w.sum()
+            quality.inliers[k] = (w * (d < _INLIER_PX * scene.m.unit)).sum() / mass if mass > 0 else 0.0
+            quality.median_px[k] = np.median(d[w > 0]) if (w > 0).any() else np.nan
+            w, d = weight[rows].astype(np.float64), distance[rows]
             with np.errstate(invalid="ignore", divide="ignore"):
-                quality.residual_px[k] = (weight * np.minimum(distance, 10 * scene.m.unit))[rows].sum(0) / total
+                quality.residual_px[k] = (w * np.minimum(d, 10 * scene.m.unit)).sum(0) / w.sum(0)
         if segment.parallax:
             found = bundle.posterior(problem, state, scale)
             sigma = noise(problem, state)
@@ -93,8 +96,9 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
             if free and len(keys) > most:
                 most = len(keys)
                 std = found.intrinsic_std.numpy() * sigma
-                quality.params_std[:2] = scene.params[:2] * std[0]
-                quality.params_std[4] = std[1] if len(std) > 1 else 0.0
+                for known, spread in zip(free, std, strict=True):
+                    slots = list(bundle.SLOTS[known.name])
+                    quality.params_std[slots] = scene.params[slots] * spread if known.name == "focal" else spread
     return quality
 
 
@@ -126,7 +130,7 @@ def solve(
         for _ in range(config.revisit_rounds if segment.parallax else 0):
             if not mapper.close(segment.keyframes, lambda: tell("revisits", 1.0)):
                 break
-    free = mapper.consider_distortion(segments)
+    free = mapper.refine_camera(segments)
     quality = judge(scene, segments, free, intrinsics, config)
     return gather(frames, keyframes, intrinsics, scene, segments, quality, config, tell)
 

@@ -56,11 +56,12 @@ def from_pair(scene: Map, window: Sequence[int]) -> bool:
     a, b = pair
     edge = scene.edges[pair]
     seen = edge.weight > 0.05
-    rays_a = scene.rays(a)
-    rays_b = cameras.unproject(tensor(edge.target.astype(np.float64)), tensor(scene.params), scene.model).numpy()
+    index = edge.index[seen]
+    target = tensor(edge.target[seen].astype(np.float64))
+    rays_a, rays_b = scene.rays(a)[index], cameras.unproject(target, tensor(scene.params), scene.model).numpy()
     cv2.setRNGSeed(7)
     threshold = 1.0 * scene.m.unit / scene.params[0]
-    xa, xb = np.ascontiguousarray(rays_a[seen, :2]), np.ascontiguousarray(rays_b[seen, :2])
+    xa, xb = np.ascontiguousarray(rays_a[:, :2]), np.ascontiguousarray(rays_b[:, :2])
     try:
         essential, mask = cv2.findEssentialMat(xa, xb, np.eye(3), cv2.USAC_MAGSAC, 0.999, threshold)
     except cv2.error:  # raised instead of an answer where no sample gave a model (OpenCV 4.13)
@@ -71,12 +72,14 @@ def from_pair(scene: Map, window: Sequence[int]) -> bool:
     t = translation.ravel() * _PACE * max(1, abs(window.index(a) - window.index(b)))
     normal = np.cross(rays_b, np.broadcast_to(t, rays_b.shape))
     depth = -(np.cross(rays_b, rays_a @ rotation.T) * normal).sum(1) / np.maximum((normal * normal).sum(1), 1e-12)
-    good = seen & (depth > 1e-3) & (depth < 1e3)
+    good = (depth > 1e-3) & (depth < 1e3)
     if good.sum() < _ENOUGH // 2:
         return False
     typical = float(np.median(depth[good]))
-    scene.place(a, np.eye(3), np.zeros(3), np.where(good, depth, typical) / typical)
-    scene.place(b, rotation, t * typical, np.ones(len(rays_a)))
+    known = np.ones(len(scene.m.keyframes[a].uv))
+    known[index[good]] = depth[good] / typical
+    scene.place(a, np.eye(3), np.zeros(3), known)
+    scene.place(b, rotation, t * typical, np.ones(len(scene.m.keyframes[b].uv)))
     found = scene.extend(b, [a])
     if found is None:
         return False

@@ -21,8 +21,11 @@ from vipe_dag.stages.revisits import far_pairs, likeness
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic, Report
 
-_DISTORTION_KEYFRAMES = 8
-"""Fewer views than this explain distortion as well by depth."""
+_CAMERA_KEYFRAMES = 8
+"""Fewer views than this explain distortion or a shifted centre as well by depth."""
+
+_CAMERA_STEPS = 12
+"""Most steps at each scale with more of the camera free: centre, focal length and rotations move together, slowly."""
 
 _HELD_STD = 0.03
 """How far the logarithm of the focal length may drift from the calibration while the map is incomplete."""
@@ -31,7 +34,7 @@ _ENOUGH_POINTS = 20
 """A camera that fewer points agree on is chance: six of them fit any picture."""
 
 _HOLDS = 0.5
-"""Share of the measurements of a first window that its cameras have to explain."""
+"""Share of the measurements that the cameras of a first window, or that of a keyframe found again, have to explain."""
 
 _WIDEST = 64.0
 """No robust kernel is wider, in pixels of a 640-pixel picture."""
@@ -128,8 +131,7 @@ class Mapper:
         """Measure each keyframe against its `radius` predecessors, both ways."""
         for position, k in enumerate(keyframes):
             for other in keyframes[max(0, position - radius) : position]:
-                self.scene.connect(other, k, through=keyframes)
-                self.scene.connect(k, other, through=keyframes)
+                self.scene.connect_both(other, k, through=keyframes)
 
     def begin(self, start: tuple[int, ...]) -> bool:
         """Place a window of keyframes; False, and nothing is placed, where no cameras explain most of what was measured."""
@@ -197,10 +199,13 @@ class Mapper:
         """Measure a keyframe against posed neighbours and pose it from them; False, and nothing is left of it, where it does not fit."""
         chain = tuple(sorted((k, *near)))
         for other in near:
-            self.scene.connect(other, k, through=chain)
-            self.scene.connect(k, other, through=chain)
-        found = self.scene.extend(k, near)
-        if found is None or found.inliers < self.config.min_inliers or found.agreeing < _ENOUGH_POINTS:
+            self.scene.connect_both(other, k, through=chain)
+        return self.fits(k, near, self.config.min_inliers)
+
+    def fits(self, k: int, known: list[int], inliers: float) -> bool:
+        """Pose a keyframe from what is measured of it in known ones; False, and it is detached, where fewer than a share agree."""
+        found = self.scene.extend(k, known)
+        if found is None or found.inliers < inliers or found.agreeing < _ENOUGH_POINTS:
             self.scene.detach(k)
             return False
         return True
@@ -234,14 +239,11 @@ class Mapper:
         self.scene.detach(k)
         for other in known:
             self.scene.edges[(other, k)] = self.scene.m.matched_edge(other, k)
-        found = self.scene.extend(k, known)
-        if found is None or found.inliers < 0.5 or found.agreeing < _ENOUGH_POINTS:
-            self.scene.detach(k)
+        if not self.fits(k, known, _HOLDS):
             return False
         for other in known:
             del self.scene.edges[(other, k)]
-            self.scene.connect(other, k)
-            self.scene.connect(k, other)
+            self.scene.connect_both(other, k)
         return True
 
     def local(self, k: int, keyframes: tuple[int, ...], anchor: int) -> None:
@@ -261,38 +263,41 @@ class Mapper:
         self.scene.rescale(keyframes)
         return report
 
-    def consider_distortion(self, segments: Sequence[Segment]) -> tuple[Intrinsic, ...]:
-        """Take up radial distortion where the longest moving segment shows it; returns the intrinsics then free.
+    def refine_camera(self, segments: Sequence[Segment]) -> tuple[Intrinsic, ...]:
+        """Free the principal point, then take up radial distortion, where the longest moving segment shows it; returns what is then free.
 
-        Distortion is confounded with focal length and depth, so it is kept only if it lowers the robust cost by `distortion_gain` and is
-        more than three standard deviations from none.
+        Both are confounded with focal length, motion and depth, so each is kept only if it lowers the robust cost by enough and is
+        more than three standard deviations from what was assumed.
         """
         moving = [s.keyframes for s in segments if s.parallax]
-        if (
-            not any(len(keyframes) >= _DISTORTION_KEYFRAMES for keyframes in moving)
-            or not self.intrinsics
-            or self.config.prior_k1_std == 0
-            or self.scene.model != "pinhole"
-        ):
-            return self.intrinsics
+        free, scene, config = self.intrinsics, self.scene, self.config
+        if not free or not any(len(keyframes) >= _CAMERA_KEYFRAMES for keyframes in moving):
+            return free
         keyframes = max(moving, key=len)
-        scales = self.config.global_scales[-2:]
-        before = self.scene.snapshot()
-        plain = self.everything(keyframes, scales, self.config.global_steps, self.intrinsics)
-        without = self.scene.snapshot()
-        self.scene.restore(before)
-        self.scene.model = "brown"
-        free = (*self.intrinsics, Intrinsic("k1", 0.0, self.config.prior_k1_std))
-        bent = self.everything(keyframes, scales, self.config.global_steps, free)
-        std = intrinsic_std(self.scene, keyframes[1:], keyframes[:1], free, scales[-1] * self.unit)[-1]
-        if bent.cost < plain.cost * (1 - self.config.distortion_gain) and abs(float(self.scene.params[4])) > 3 * std:
+        scales = config.global_scales[-2:]
+        spread = config.prior_centre_std * max(scene.m.frames.width, scene.m.frames.height)
+        centre = tuple(Intrinsic(name, float(scene.params[bundle.SLOTS[name][0]]), spread) for name in ("cx", "cy"))
+        cost = self.everything(keyframes, scales, _CAMERA_STEPS, free).cost
+        distortion = tuple(Intrinsic(name, 0.0, config.prior_distortion_std) for name in ("k1", "k2"))
+        for more, model, gain in ((centre, scene.model, config.centre_gain), (distortion, "brown", config.distortion_gain)):
+            if more[0].prior_std == 0 or (model != scene.model and scene.model != "pinhole"):
+                continue
+            before, known = scene.snapshot(), scene.model
+            scene.model = model
+            trial = (*free, *more)
+            found = self.everything(keyframes, scales, _CAMERA_STEPS, trial).cost
+            std = intrinsic_std(scene, keyframes[1:], keyframes[:1], trial, scales[-1] * self.unit)[len(free) :]
+            moved = [abs(float(scene.params[bundle.SLOTS[i.name][0]]) - i.prior_mean) for i in more]
+            if found < cost * (1 - gain) and any(m > 3 * s for m, s in zip(moved, std, strict=True)):
+                free, cost = trial, found
+            else:
+                scene.model = known
+                scene.restore(before)
+        if len(free) > len(self.intrinsics):
             for other in moving:
                 if other is not keyframes:
-                    self.everything(other, scales, self.config.global_steps, ())
-            return free
-        self.scene.model = "pinhole"
-        self.scene.restore(without)
-        return self.intrinsics
+                    self.everything(other, scales, config.global_steps, ())
+        return free
 
     def rotations_only(self, keyframes: tuple[int, ...], still: bool) -> None:
         """Pose keyframes whose camera turned but did not visibly move; still: it did not turn either."""
@@ -314,8 +319,7 @@ class Mapper:
         added = []
         for a, b in far_pairs(scene, keyframes, config.radius, config.revisits):
             if (a, b) not in scene.edges and len(scene.m.matches(a, b)):
-                scene.connect(a, b)
-                scene.connect(b, a)
+                scene.connect_both(a, b)
                 added.append((a, b))
                 progress()
         if not added:
@@ -327,8 +331,7 @@ class Mapper:
             self.everything(keyframes, wide, config.global_steps, self.intrinsics)
             for a, b in added:
                 del scene.edges[(a, b)], scene.edges[(b, a)]
-                scene.connect(a, b)
-                scene.connect(b, a)
+                scene.connect_both(a, b)
         self.everything(keyframes, config.global_scales, config.global_steps, self.intrinsics)
         return True
 
@@ -337,7 +340,6 @@ class Mapper:
         largest = 0.0
         for a, b in pairs:
             matched = self.scene.m.matched_edge(a, b)
-            seen = matched.weight > 0
-            expected = self.scene.predict_pose(a, self.scene.rotation[b], self.scene.translation[b])
-            largest = max(largest, float(np.median(np.linalg.norm(expected[seen] - matched.target[seen], axis=1))))
+            expected = self.scene.predict_pose(a, self.scene.rotation[b], self.scene.translation[b])[matched.index]
+            largest = max(largest, float(np.median(np.linalg.norm(expected - matched.target, axis=1))))
         return min(largest, _WIDEST * self.unit) / self.unit

@@ -21,19 +21,21 @@ from vipe_kernels.resection import Resection, resect
 Float = NDArray[np.float64]
 
 _CORRELATION = 4.0
+_SAMPLE = 2_000_000
+"""Measurements that are enough for a median."""
 
 
 def assemble(edges: Sequence[Edge], local: dict[int, int], points: int) -> Edges:
-    """Edges between keyframes listed in `local` (keyframe -> position) as tensors."""
+    """Edges between keyframes listed in `local` (keyframe -> position, ascending) as tensors."""
     chosen = [e for e in edges if e.source in local and e.destination in local]
     if not chosen:
         return Edges(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), torch.empty(0, points, 2), torch.empty(0, points))
-    return Edges.of(
-        torch.tensor([local[e.source] for e in chosen]),
-        torch.tensor([local[e.destination] for e in chosen]),
-        torch.from_numpy(np.stack([e.target for e in chosen])),
-        torch.from_numpy(np.stack([e.weight for e in chosen])),
-    )
+    chosen.sort(key=lambda e: e.source)
+    target, weight = np.zeros((len(chosen), points, 2), np.float32), np.zeros((len(chosen), points), np.float32)
+    for row, e in enumerate(chosen):
+        target[row, e.index], weight[row, e.index] = e.target, e.weight
+    ends = torch.tensor([(local[e.source], local[e.destination]) for e in chosen])
+    return Edges(ends[:, 0].contiguous(), ends[:, 1].contiguous(), torch.from_numpy(target), torch.from_numpy(weight))
 
 
 def align_rays(a: Float, b: Float, weight: Float) -> Float:
@@ -76,6 +78,11 @@ class Map:
                 guess = self.m.chain(path)
             self.edges[key] = self.m.edge(source, destination, guess)
         return self.edges[key]
+
+    def connect_both(self, a: int, b: int, through: Sequence[int] = ()) -> None:
+        """Measure two keyframes against each other."""
+        self.connect(a, b, through)
+        self.connect(b, a, through)
 
     def predict(self, source: int, destination: int) -> NDArray[np.float32] | None:
         """Where the grid corners of a posed keyframe appear in another posed keyframe, (G, 2) float32."""
@@ -131,27 +138,23 @@ class Map:
     def relative_rotation(self, source: int, destination: int) -> Float:
         """Rotation that best explains the measurements of one edge without translation."""
         edge = self.edges[(source, destination)]
-        seen = edge.weight > 0
-        if seen.sum() < 3:
+        if len(edge.index) < 3:
             return np.eye(3)
-        target = torch.from_numpy(edge.target[seen].astype(np.float64))
-        b = cameras.unproject(target, torch.from_numpy(self.params), self.model).numpy()
-        a = self.rays(source)[seen]
-        return align_rays(
-            a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True), edge.weight[seen].astype(np.float64)
-        )
+        target = torch.from_numpy(edge.target.astype(np.float64))
+        a, b = self.rays(source)[edge.index], cameras.unproject(target, torch.from_numpy(self.params), self.model).numpy()
+        unit_a, unit_b = (rays / np.linalg.norm(rays, axis=1, keepdims=True) for rays in (a, b))
+        return align_rays(unit_a, unit_b, edge.weight.astype(np.float64))
 
     def rotation_residual(self, source: int, destination: int) -> float:
         """Weighted median distance in pixels between the measurements of an edge and the best rotation-only explanation."""
         edge = self.edges[(source, destination)]
-        seen = edge.weight > 0
-        if seen.sum() < 3:
+        if len(edge.index) < 3:
             return 0.0
-        turned = tensor(self.rays(source)[seen] @ self.relative_rotation(source, destination).T)
+        turned = tensor(self.rays(source)[edge.index] @ self.relative_rotation(source, destination).T)
         uv = cameras.project(turned, tensor(self.params), self.model).numpy()
-        distance = np.linalg.norm(uv - edge.target[seen], axis=1)
+        distance = np.linalg.norm(uv - edge.target, axis=1)
         order = np.argsort(distance)
-        total = np.cumsum(edge.weight[seen][order])
+        total = np.cumsum(edge.weight[order])
         return float(distance[order][np.searchsorted(total, 0.5 * total[-1])])
 
     def extend(self, k: int, neighbours: Iterable[int]) -> Resection | None:
@@ -176,10 +179,9 @@ class Map:
         points, targets, weights = [], [], []
         for s in sources:
             edge = self.edges[(s, k)]
-            seen = edge.weight > 0
-            points.append(self.world_points(s)[seen])
-            targets.append(edge.target[seen])
-            weights.append(edge.weight[seen])
+            points.append(self.world_points(s)[edge.index])
+            targets.append(edge.target)
+            weights.append(edge.weight)
         return np.concatenate(points), np.concatenate(targets).astype(np.float64), np.concatenate(weights).astype(np.float64)
 
     def world_points(self, k: int) -> Float:
@@ -194,7 +196,7 @@ class Map:
         for s in sources:
             edge = self.edges[(s, k)]
             seen = edge.weight > 0.05
-            points = self.world_points(s)[seen]
+            points = self.world_points(s)[edge.index[seen]]
             z = points[:, :3] @ rotation[2] + translation[2] * points[:, 3]
             good = z > 1e-6
             uvs.append(edge.target[seen][good])
@@ -250,20 +252,15 @@ class Map:
 
     def rescale(self, keys: Sequence[int]) -> None:
         """Give a connected part of the map the scale in which its median inverse depth is 1."""
-        seen = [self.inverse_depth[k][self.point_weight(k) > 0] for k in keys]
-        values = np.concatenate(seen) if seen else np.ones(1)
+        measured = {k: np.zeros(len(self.m.keyframes[k].uv), bool) for k in keys}
+        for (source, _), edge in self.edges.items():
+            if source in measured:
+                measured[source][edge.index] = True
+        values = np.concatenate([self.inverse_depth[k][measured[k]] for k in keys])
         factor = float(np.median(values)) if len(values) else 1.0
         for k in keys:
             self.translation[k] = self.translation[k] * factor
             self.inverse_depth[k] = self.inverse_depth[k] / factor
-
-    def point_weight(self, k: int) -> NDArray[np.float32]:
-        """Sum of the weights with which each point of a keyframe was measured, (P,)."""
-        total = np.zeros(len(self.m.keyframes[k].uv), np.float32)
-        for (source, _), edge in self.edges.items():
-            if source == k:
-                total += edge.weight
-        return total
 
 
 def intrinsic_std(scene: Map, free: Sequence[int], fixed: Sequence[int], intrinsics: tuple[Intrinsic, ...], scale: float) -> Float:
@@ -274,7 +271,8 @@ def intrinsic_std(scene: Map, free: Sequence[int], fixed: Sequence[int], intrins
 
 def noise(problem: Problem, state: State) -> float:
     """Measurement noise in pixels for unit weight, from the weighted median residual, widened for the correlation between points."""
-    residual, weight = bundle.residuals(problem, state).numpy(), problem.edges.weight.numpy()
+    step = max(1, problem.edges.weight.numel() // _SAMPLE)
+    residual, weight = bundle.residuals(problem, state).numpy()[::step], problem.edges.weight.numpy()[::step]
     seen = np.isfinite(residual)
     if not seen.any():
         return 1.0

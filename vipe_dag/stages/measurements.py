@@ -65,14 +65,21 @@ class KeyframePoints:
 
 @dataclass(frozen=True)
 class Edge:
-    """Points of keyframe `source` seen in keyframe `destination`: target (P, 2) float32 px; weight (P,) float32; kept:
-    share of grid points followed."""
+    """Points of keyframe `source` seen in keyframe `destination`: index (S,) int32 which; target (S, 2) float32 px; weight (S,) float32
+    > 0; kept: share of grid points followed."""
 
     source: int
     destination: int
+    index: NDArray[np.int32]
     target: Array
     weight: Array
     kept: float
+
+    @classmethod
+    def of(cls, source: int, destination: int, target: Array, weight: Array, kept: float) -> Edge:
+        """From a target (P, 2) and a weight (P,) for every point, 0 where it was not seen."""
+        index = np.flatnonzero(weight > 0).astype(np.int32)
+        return cls(source, destination, index, target[index], weight[index], kept)
 
 
 class Measurements:
@@ -88,7 +95,7 @@ class Measurements:
         self._gray = Cache(cache)
         self._tracker = Cache(cache)
         self._flow = Cache(2 * cache)
-        self._matches: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._matches: dict[tuple[int, int], NDArray[np.int16]] = {}
 
     def add(self, row: int) -> int:
         """Make row a keyframe; returns its index."""
@@ -152,25 +159,29 @@ class Measurements:
     def edge(self, source: int, destination: int, guess: Array) -> Edge:
         """Measure one edge: grid corners by flow from a guess (G, 2), SIFT keypoints by matching."""
         a, b = self.keyframes[source], self.keyframes[destination]
-        matched = self.matched_edge(source, destination)
-        target, weight, count = matched.target, matched.weight, self.grid_count
+        count = self.grid_count
+        target, weight = self._matched(source, destination)
         target[:count], weight[:count] = self.follow(source, b.row, guess)
         usable = a.sigma[:count] < 1.0 * self.unit
         kept = float((weight[:count] > 0.05)[usable].mean()) if usable.any() else 0.0
         # A wide step leaves few corners, and consistency alone does not make those right: what remains counts for less.
         weight[:count] *= min(1.0, kept / 0.3)
-        return Edge(source, destination, target, weight, kept)
+        return Edge.of(source, destination, target, weight, kept)
 
     def matched_edge(self, source: int, destination: int) -> Edge:
         """An edge of SIFT matches alone, between keyframes too far apart to follow corners."""
+        return Edge.of(source, destination, *self._matched(source, destination), 0.0)
+
+    def _matched(self, source: int, destination: int) -> tuple[Array, Array]:
+        """Target (P, 2) and weight (P,) of all points of a keyframe: those of its SIFT matches, 0 elsewhere."""
         a, b = self.keyframes[source], self.keyframes[destination]
         target, weight = a.uv.copy(), np.zeros(len(a.uv), np.float32)
         pairs = self.matches(source, destination)
         tail = self.grid_count + pairs[:, 0]
         target[tail], weight[tail] = b.features.uv[pairs[:, 1]], _MATCH_WEIGHT
-        return Edge(source, destination, target, weight, 0.0)
+        return target, weight
 
-    def matches(self, source: int, destination: int, at_least: int = 15) -> NDArray[np.int64]:
+    def matches(self, source: int, destination: int, at_least: int = 15) -> NDArray[np.int16]:
         """Geometrically verified SIFT matches between two keyframes: (M, 2) indices, empty when fewer than `at_least` agree."""
         if source > destination:
             return self.matches(destination, source, at_least)[:, ::-1]
@@ -179,9 +190,9 @@ class Measurements:
             self._matches[key] = self._match(source, destination, at_least)
         return self._matches[key]
 
-    def _match(self, source: int, destination: int, at_least: int) -> NDArray[np.int64]:
+    def _match(self, source: int, destination: int, at_least: int) -> NDArray[np.int16]:
         a, b = self.keyframes[source].features, self.keyframes[destination].features
         pairs = tracking.match(a, b)
         if len(pairs) >= at_least:
             pairs = pairs[tracking.verify(a.uv[pairs[:, 0]], b.uv[pairs[:, 1]], 1.5 * self.unit)]
-        return pairs if len(pairs) >= at_least else np.zeros((0, 2), np.int64)
+        return (pairs if len(pairs) >= at_least else pairs[:0]).astype(np.int16)

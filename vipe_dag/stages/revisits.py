@@ -42,18 +42,18 @@ def overlap(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
 
 def likeness(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
     """Cosine similarity (K, K) of TF-IDF histograms over a visual vocabulary learned from the clip itself (Sivic and Zisserman 2003)."""
-    descriptors = [scene.m.keyframes[k].features.descriptor for k in keyframes]
-    pool = np.concatenate(descriptors)
-    if len(pool) < 4 * _WORDS:
+    features = [scene.m.keyframes[k].features for k in keyframes]
+    total = sum(len(f.uv) for f in features)
+    if total < 4 * _WORDS:
         return np.zeros((len(keyframes), len(keyframes)), np.float32)
     cv2.setRNGSeed(7)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 10, 1e-3)
-    sample = np.ascontiguousarray(pool[:: max(1, len(pool) // 10_000)])
+    sample = np.concatenate([f.descriptor[:: max(1, total // 10_000)] for f in features])
     _, _, words = cv2.kmeans(sample, _WORDS, np.empty(0, np.int32), criteria, 1, cv2.KMEANS_PP_CENTERS)
     histogram = np.zeros((len(keyframes), _WORDS), np.float32)
-    for row, descriptor in enumerate(descriptors):
-        if len(descriptor):
-            nearest = (descriptor @ words.T - 0.5 * np.square(words).sum(1)).argmax(1)
+    for row, seen in enumerate(features):
+        if len(seen.uv):
+            nearest = (seen.descriptor @ words.T - 0.5 * np.square(words).sum(1)).argmax(1)
             histogram[row] = np.bincount(nearest, minlength=_WORDS)
     histogram *= np.log(len(keyframes) / np.maximum((histogram > 0).sum(0), 1)) + 0.1
     histogram /= np.linalg.norm(histogram, axis=1, keepdims=True) + 1e-9

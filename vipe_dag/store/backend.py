@@ -8,18 +8,24 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vipe_dag.errors import StoreError
+from vipe_dag.urls import file_system, open_options, redacted, refuse_credentials
 
 if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
     from zarr.abc.store import Store
 
 Change = Callable[[bytes | None], bytes | None]
 """From the current content of an object (None = absent) to its next content; None leaves it as it is."""
+
+
+CLIENTS = frozenset({"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google"})
+"""Packages behind fsspec's object stores whose exceptions are no OSError: no credentials, no connection, a proxy that refuses."""
 
 
 class Backend(Protocol):
@@ -56,6 +62,9 @@ class Backend(Protocol):
     def zarr(self, key: str, *, read_only: bool) -> Store:
         """The Zarr store below a key."""
 
+    def arrow(self, key: str) -> tuple[FileSystem, str]:
+        """A file system of pyarrow, and the path of a key in it."""
+
     def url(self, key: str) -> str:
         """What other programs open to reach a key."""
 
@@ -66,6 +75,7 @@ def open_backend(root: str | Path, storage_options: dict[str, Any] | None = None
     storage_options go to the fsspec file system. Raises StoreError when the URL's protocol is unknown or its package is not installed.
     """
     text = os.fspath(root)
+    refuse_credentials(text, StoreError)
     for scheme in ("file://", "local://"):
         text = text.removeprefix(scheme)
     if "://" not in text:
@@ -80,8 +90,11 @@ def storage_errors(what: str) -> Iterator[None]:
     """Turns a failure of the disk or the service into a StoreError that says what was being done."""
     try:
         yield
-    except OSError as error:
-        raise StoreError(f"{what}: the storage failed ({error.strerror or error}); check space, permissions and address") from error
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in CLIENTS:
+            raise
+        said = redacted(" ".join(str(getattr(error, "strerror", None) or error).split()))
+        raise StoreError(f"{what}: the storage failed ({said}); check address, credentials, permissions and space") from None
 
 
 class LocalBackend:
@@ -177,6 +190,11 @@ class LocalBackend:
 
         return LocalStore(self._directory / key, read_only=read_only)
 
+    def arrow(self, key: str) -> tuple[FileSystem, str]:
+        from pyarrow.fs import LocalFileSystem
+
+        return LocalFileSystem(), str(self._directory / key)
+
     def url(self, key: str) -> str:
         return str(self._directory / key)
 
@@ -189,14 +207,13 @@ class FsspecBackend:
     """S3's words for a conditional PUT that lost a race."""
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
-        import fsspec
-
         self._url = url.rstrip("/") if not url.endswith("://") else url
         self._options = storage_options
         try:
-            self._fs, self._base = fsspec.url_to_fs(self._url, **storage_options)
+            with storage_errors(url):
+                self._fs, self._base = file_system(self._url, **storage_options)
         except (ImportError, ValueError) as error:
-            raise StoreError(f"{url}: cannot open this kind of store: {error}") from error
+            raise StoreError(f"{url}: cannot open this kind of store: {redacted(str(error))}") from error
 
     @property
     def root(self) -> str:
@@ -205,9 +222,23 @@ class FsspecBackend:
     def _path(self, key: str) -> str:
         return f"{self._base.rstrip('/')}/{key}".rstrip("/")
 
+    @contextmanager
+    def _at(self, key: str) -> Iterator[str]:
+        """The path of a key, while something is done with it. Absence passes as FileNotFoundError, every other failure is a StoreError."""
+        try:
+            yield self._path(key)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if _code(error) == "NoSuchBucket":
+                raise StoreError(f"{self._url}: there is no such bucket; make it, or check the name and AWS_ENDPOINT_URL") from None
+            raise
+        except Exception as error:
+            with storage_errors(self.url(key)):
+                raise error
+
     def read(self, key: str) -> bytes | None:
         try:
-            return bytes(self._fs.cat_file(self._path(key)))
+            with self._at(key) as path:
+                return bytes(self._fs.cat_file(path))
         except FileNotFoundError:
             return None
 
@@ -220,13 +251,15 @@ class FsspecBackend:
     def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
         if not keys:
             return {}
-        found = self._fs.cat([self._path(key) for key in keys], on_error="return")
+        with self._at(""):
+            found = self._fs.cat([self._path(key) for key in keys], on_error="return")
         contents: dict[str, bytes] = {}
         for key in keys:
             content = found[self._path(key)]
             if isinstance(content, bytes):
                 contents[key] = content
-            elif not isinstance(content, FileNotFoundError):
+                continue
+            with suppress(FileNotFoundError), self._at(key):
                 raise content
         return contents
 
@@ -239,57 +272,63 @@ class FsspecBackend:
                 if content is None:
                     return
                 if not conditional:
-                    self._fs.pipe_file(self._path(key), content)
+                    with self._at(key) as path:
+                        self._fs.pipe_file(path, content)
                     return
                 if self._put_if(key, content, etag):
                     return
         raise StoreError(f"{self.url(key)}: lost {self.ATTEMPTS} races against other writers of this object; run again")
 
     def _etag(self, key: str) -> str | None:
-        self._fs.invalidate_cache(self._path(key))
         try:
-            return str(self._fs.info(self._path(key))["ETag"])
+            with self._at(key) as path:
+                return str(self._fs.info(path)["ETag"])
         except FileNotFoundError:
             return None
 
     def _put_if(self, key: str, content: bytes, etag: str | None) -> bool:
         """A PUT that S3 refuses when the object changed since its ETag was read, or exists although it did not. False: refused."""
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
-        try:
-            self._fs.pipe_file(self._path(key), content, **condition)
-        except OSError as error:
-            code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
-            if not isinstance(error, FileExistsError) and code not in self.REFUSED:
-                raise
-            return False
+        with self._at(key) as path:
+            try:
+                self._fs.pipe_file(path, content, **condition)
+            except OSError as error:
+                if not isinstance(error, FileExistsError) and _code(error) not in self.REFUSED:
+                    raise
+                return False
         return True
 
     def children(self, key: str) -> list[str]:
-        self._fs.invalidate_cache(self._path(key))
         try:
-            names = self._fs.ls(self._path(key), detail=False)
+            with self._at(key) as path:
+                names = self._fs.ls(path, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted({str(name).rstrip("/").rpartition("/")[2] for name in names} - {""})
 
     def objects(self, key: str) -> dict[str, tuple[int, float]]:
-        self._fs.invalidate_cache(self._path(key))
         base = len(self._base.rstrip("/")) + 1
-        found = self._fs.find(self._path(key), detail=True)
+        with self._at(key) as path:
+            found = self._fs.find(path, detail=True)
         return {path[base:]: (int(info["size"]), _written(info)) for path, info in found.items()}
 
     def sync(self, key: str) -> None:
         """Nothing to do: a PUT that was answered is durable."""
 
     def remove(self, key: str) -> None:
-        self._fs.invalidate_cache(self._path(key))
-        if self._fs.exists(self._path(key)):
-            self._fs.rm(self._path(key), recursive=True)
+        with self._at(key) as path:
+            if self._fs.exists(path):
+                self._fs.rm(path, recursive=True)
 
     def zarr(self, key: str, *, read_only: bool) -> Store:
         from zarr.storage import FsspecStore
 
-        return FsspecStore.from_url(self.url(key), storage_options=dict(self._options), read_only=read_only)
+        return FsspecStore.from_url(self.url(key), storage_options=open_options(self._url, self._options), read_only=read_only)
+
+    def arrow(self, key: str) -> tuple[FileSystem, str]:
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return PyFileSystem(FSSpecHandler(self._fs)), self._path(key)
 
     def url(self, key: str) -> str:
         return f"{self._url.rstrip('/')}/{key}" if not self._url.endswith("://") else self._url + key
@@ -301,6 +340,11 @@ _UPDATES = threading.Lock()
 
 def _protocols(fs: Any) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _code(error: BaseException) -> str:
+    """What S3 calls the reason of a failure that s3fs has translated; empty elsewhere."""
+    return str(getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", ""))
 
 
 def _written(info: dict[str, Any]) -> float:

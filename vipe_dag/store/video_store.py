@@ -66,6 +66,11 @@ class VideoStore:
         """The absolute path or the URL of the store."""
         return self._backend.root
 
+    @property
+    def backend(self) -> Backend:
+        """Where it lives, for what is kept beside the videos."""
+        return self._backend
+
     def __repr__(self) -> str:
         return f"VideoStore({self.root!r})"
 
@@ -73,9 +78,14 @@ class VideoStore:
 
     def videos(self) -> list[str]:
         """Sorted ids of the videos that are registered or have an asset."""
+        names = self.names()
         with storage_errors(self.root):
-            names = (name for name in self._backend.children("") if _is_video_id(name))
             return [name for name in names if {SOURCE, *ASSETS}.intersection(self._backend.children(name))]
+
+    def names(self) -> list[str]:
+        """Sorted names below the root that are ids of videos, from one listing: nothing is looked into, so a folder may be empty."""
+        with storage_errors(self.root):
+            return [name for name in self._backend.children("") if _is_video_id(name)]
 
     def register(self, source: SourceRecord) -> None:
         """Remembers where a video comes from; replaces an earlier record of that id."""
@@ -245,7 +255,8 @@ class VideoStore:
         pointer = self._resolve(video_id, asset, fingerprint)
         if self._complete(video_id, asset, pointer.generation) is None:
             raise self._lost(pointer)
-        return open_dataset(self._zarr(pointer), asset, chunks)
+        with storage_errors(self._backend.url(self._generation_key(pointer))):
+            return open_dataset(self._zarr(pointer), asset, chunks)
 
     def frames(self, video_id: str, fingerprint: str | None = None) -> FrameSequence:
         """The frames of a video, row by row, with a bounded cache of decoded rows.
@@ -363,10 +374,11 @@ class VideoStore:
 
         import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the package runs without being installed
 
-        try:
-            return zarr.open_group(self._zarr(pointer), mode="r", zarr_format=3, use_consolidated=True)
-        except (ValueError, FileNotFoundError) as error:
-            raise self._lost(pointer) from error
+        with storage_errors(self._backend.url(self._generation_key(pointer))):
+            try:
+                return zarr.open_group(self._zarr(pointer), mode="r", zarr_format=3, use_consolidated=True)
+            except (ValueError, FileNotFoundError) as error:
+                raise self._lost(pointer) from error
 
     def _zarr(self, pointer: Pointer) -> Any:
         return self._backend.zarr(self._generation_key(pointer), read_only=True)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from vipe_dag.errors import SourceError
+from vipe_dag.urls import file_system, public, redacted, refuse_credentials
 
 READ_BYTES = 1 << 22
 """Size of one read when a whole file is streamed."""
 
 _MAX_TEXT_BYTES = 1 << 26
-_SECRETS = re.compile(r"(?<=://)[^/@\s]*@|\?[^\s'\")]+")
-"""User names, passwords and queries of the URLs in what a library says."""
-
 _GONE = (404, 410)
 """HTTP answers that mean missing; fsspec calls every failure of a web server so."""
 
@@ -36,24 +33,24 @@ class Location:
     @classmethod
     def of(cls, uri: str) -> Location:
         """Resolve a path (relative, ~) or a URL. Raises SourceError for an unknown protocol."""
-        import fsspec
-
         if "\0" in uri or not uri.strip():
             raise SourceError(f"{uri!r}: not a path or URL; give a video file, a folder of pictures, or a URL")
         if uri.startswith("file://"):
             uri = uri.removeprefix("file://")
         if "://" not in uri:
             path = os.path.abspath(os.path.expanduser(uri))
-            return cls(path, path, fsspec.filesystem("file"))
+            fs, _ = file_system(f"file://{path}")
+            return cls(path, path, fs)
+        refuse_credentials(uri, SourceError)
         try:
-            fs, path = fsspec.core.url_to_fs(uri)
+            fs, path = file_system(uri)
         except (ValueError, ImportError) as error:
-            raise SourceError(f"{_public(uri)}: cannot open this kind of URL ({error})") from error
+            raise SourceError(f"{public(uri)}: cannot open this kind of URL ({redacted(str(error))})") from error
         return cls(uri, path, fs)
 
     def __str__(self) -> str:
         """For messages: without the credentials that a URL may carry."""
-        return _public(self.uri)
+        return public(self.uri)
 
     @property
     def local(self) -> bool:
@@ -155,14 +152,14 @@ class Location:
             return SourceError(f"{self}: no such file or folder; check the path")
         if isinstance(error, PermissionError):
             return SourceError(f"{self}: no permission to read it; change its mode or the credentials")
-        said = _SECRETS.sub("", " ".join(str(reason).split())) or "no reason given"
+        said = redacted(" ".join(str(reason).split())) or "no reason given"
         return SourceError(f"{self}: cannot be read ({type(reason).__name__}: {said[:200]}); check address, network and credentials")
 
     def _guard(self, action: Callable[[], _T]) -> _T:
         try:
             return action()
         except Exception as error:  # file systems raise what their client library raises: OSError, aiohttp, botocore, ...
-            raise self.guard(error) from error
+            raise self.guard(error) from (None if self._http else error)  # where a server redirects to may be signed
 
 
 class _Guarded:
@@ -202,11 +199,3 @@ class _Guarded:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _public(uri: str) -> str:
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"

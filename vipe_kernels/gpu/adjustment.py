@@ -1,0 +1,194 @@
+"""Linearisation of bundle adjustment and substitution of the depths: `bundle.linearise` and `bundle.back_substitute` on a GPU.
+
+A program owns 64 points of one source keyframe and walks over the edges of that source: what is summed over edges for a point (C, w, the
+rows of the source camera and of the intrinsics) stays in its registers, and what is summed over the points of an edge leaves it as one
+partial sum, added to the others in float64 afterwards. A sum over 64 points in float32, as a tree, is right to some 4e-7.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vipe_kernels import cameras, fused
+from vipe_kernels.bundle import Problem, State, Sums
+from vipe_kernels.gpu.measurement import measure, number, source_points
+
+BLOCK = 64
+"""Points of a program, two per lane of its one warp: within a warp, sums over points are shuffles without a barrier, and the Jacobians of
+two points take 96 to 168 of a lane's 255 registers (sm_80, sm_90)."""
+WARPS = 1
+
+
+@triton.jit
+def zeros(COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """That many blocks of zeros."""
+    found = ()
+    for _ in tl.static_range(COUNT):
+        found = found + (tl.zeros((BLOCK,), tl.float32),)  # type: ignore[assignment]
+    return found
+
+
+@triton.jit
+def _minus_adjoint(rows, f, r, t):
+    """rows - f Ad, Ad = [[R, [t] R], [0, R]]: what f, rows of a destination camera, says about the source camera."""
+    t0, t1, t2 = number(t, 0), number(t, 1), number(t, 2)
+    g = (f[0], f[1], f[2], f[3] + f[1] * t2 - f[2] * t1, f[4] + f[2] * t0 - f[0] * t2, f[5] + f[0] * t1 - f[1] * t0)
+    found = ()
+    for i in tl.static_range(6):
+        turned = g[i // 3 * 3] * number(r, i % 3) + g[i // 3 * 3 + 1] * number(r, 3 + i % 3) + g[i // 3 * 3 + 2] * number(r, 6 + i % 3)
+        found = found + (rows[i] - turned,)  # type: ignore[assignment]
+    return found
+
+
+@triton.jit(do_not_specialize=["base", "width"])
+def _linearise(
+    starts, rotation, translation, rays, depth, depth_free, target, weight, params, limit, ray_slope, parts, E, C, w,
+    base, points, width, scale2, near,
+    MODEL: tl.constexpr, CODES: tl.constexpr, N: tl.constexpr, ROTATION_ONLY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    s = tl.program_id(0).to(tl.int64)
+    block, blocks = tl.program_id(1), tl.num_programs(1)
+    lane = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = lane < points
+    ray_x, ray_y, ray_z, d, moves, slope = source_points(base + s, lane, inside, rays, depth, depth_free, ray_slope, points, N)
+    rows: tl.constexpr = 7 + N
+    size: tl.constexpr = rows * (rows + 1) // 2 + 2
+    first, last = tl.load(starts + s), tl.load(starts + s + 1)
+    corner = E + s * width * points + lane
+    c_sum, w_sum = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    own, shared = zeros(6, BLOCK), zeros(N, BLOCK)
+    for e in range(first, last):
+        u, v, jdx, jdy, q, cost, mass = measure(
+            e, lane, inside, ray_x, ray_y, ray_z, d, moves, slope, rotation, translation, target, weight, params, limit, points, scale2,
+            near, MODEL, CODES, N, ROTATION_ONLY,
+        )  # fmt: skip
+        out = parts + (e * blocks + block) * size
+        place = 0
+        for i in tl.static_range(rows):
+            for j in tl.static_range(i, rows):
+                tl.store(out + place, tl.sum(q * (u[i] * u[j] + v[i] * v[j])))
+                place += 1
+        tl.store(out + place, tl.sum(cost))
+        tl.store(out + place + 1, tl.sum(mass))
+        qx, qy = q * jdx, q * jdy
+        c_sum += qx * jdx + qy * jdy
+        w_sum += qx * u[6 + N] + qy * v[6 + N]
+        row = corner + 6 * (1 + e - first) * points
+        f = ()
+        for i in tl.static_range(6):
+            f = f + (u[i] * qx + v[i] * qy,)  # type: ignore[assignment]
+            tl.store(row + i * points, f[i], mask=inside)
+        own = _minus_adjoint(own, f, rotation + 9 * e, translation + 3 * e)
+        sums = ()
+        for i in tl.static_range(N):
+            sums = sums + (shared[i] + u[6 + i] * qx + v[6 + i] * qy,)  # type: ignore[assignment]
+        shared = sums
+    tl.store(C + s * points + lane, c_sum, mask=inside)
+    tl.store(w + s * points + lane, w_sum, mask=inside)
+    for i in tl.static_range(6):
+        tl.store(corner + i * points, own[i], mask=inside)
+    for i in tl.static_range(N):
+        tl.store(corner + (width - N + i) * points, shared[i], mask=inside)
+
+
+@triton.jit(do_not_specialize=["base"])
+def _back_substitute(
+    starts, rotation, translation, rays, depth, depth_free, target, weight, params, limit, ray_slope, move, shared, out,
+    base, points, scale2, near,
+    MODEL: tl.constexpr, CODES: tl.constexpr, N: tl.constexpr, ROTATION_ONLY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    s = tl.program_id(0).to(tl.int64)
+    lane = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = lane < points
+    ray_x, ray_y, ray_z, d, moves, slope = source_points(base + s, lane, inside, rays, depth, depth_free, ray_slope, points, N)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for e in range(tl.load(starts + s), tl.load(starts + s + 1)):
+        u, v, jdx, jdy, q, _, _ = measure(
+            e, lane, inside, ray_x, ray_y, ray_z, d, moves, slope, rotation, translation, target, weight, params, limit, points, scale2,
+            near, MODEL, CODES, N, ROTATION_ONLY,
+        )  # fmt: skip
+        shift_x, shift_y = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+        for i in tl.static_range(6):
+            shift_x += u[i] * number(move, 6 * e + i)
+            shift_y += v[i] * number(move, 6 * e + i)
+        for i in tl.static_range(N):
+            shift_x += u[6 + i] * number(shared, i)
+            shift_y += v[6 + i] * number(shared, i)
+        total += q * (jdx * shift_x + jdy * shift_y)
+    tl.store(out + s * points + lane, total, mask=inside)
+
+
+def linearise(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float) -> Sums:
+    """`bundle.linearise`; E in float32, the rest in float64, cost and mass on the device. Does not wait for the device."""
+    (first, last), n, points = problem.edges.span(chunk), len(problem.intrinsics), problem.uv.shape[1]
+    sources = problem.edges.host_source[chunk]
+    edges, span = len(sources), last - first
+    width = 6 * (int(np.bincount(sources - first).max()) + 1) + n
+    rows = 7 + n
+    grid = (span, triton.cdiv(points, BLOCK))
+    empty, device = torch.empty, state.params.device
+    parts = empty(edges, grid[1], rows * (rows + 1) // 2 + 2, dtype=torch.float32, device=device)
+    E = torch.zeros(span, width, points, dtype=torch.float32, device=device)  # a source with fewer edges leaves rows untouched
+    C, w = (empty(span, points, dtype=torch.float32, device=device) for _ in range(2))
+    arguments, options = _common(problem, state, chunk, r, t, rays, d_ray)
+    _linearise[grid](*arguments, parts, E, C, w, first, points, width, scale * scale, problem.near, **options)
+    sums = parts.sum(1, dtype=torch.float64)
+    full = sums[:, _symmetric(rows, device)]
+    over_edges = full.sum(0)
+    return Sums(
+        full[:, :6, :6], full[:, :6, -1], full[:, :6, 6:-1], over_edges[6:-1, 6:-1], over_edges[6:-1, -1],
+        E, C.to(torch.float64), w.to(torch.float64), sums[:, -2].sum(), sums[:, -1].sum(),
+    )  # fmt: skip
+
+
+def back_substitute(
+    problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float, move: Tensor,
+    shared: Tensor,
+) -> Tensor:  # fmt: skip
+    """`bundle.back_substitute`, float64. Does not wait for the device."""
+    (first, last), points = problem.edges.span(chunk), problem.uv.shape[1]
+    out = torch.empty(last - first, points, dtype=torch.float32, device=state.params.device)
+    arguments, options = _common(problem, state, chunk, r, t, rays, d_ray)
+    _back_substitute[(last - first, triton.cdiv(points, BLOCK))](
+        *arguments, move.contiguous(), shared.contiguous(), out, first, points, scale * scale, problem.near, **options
+    )
+    return out.to(torch.float64)
+
+
+def _common(
+    problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Tensors that both kernels begin with, and what they are compiled for."""
+    edges, device = problem.edges, state.params.device
+    first, last = edges.span(chunk)
+    starts = np.searchsorted(edges.host_source[chunk], np.arange(first, last + 1)).astype(np.int64)
+    codes = tuple(fused.INTRINSIC_CODES[free.name] for free in problem.intrinsics)
+    # the only look at the device of a lens with distortion: where its polynomial folds is found on the host
+    limit = cameras.fold_radius(state.params, problem.model).clamp_max(cameras.NORMALISED_LIMIT)
+    tensors = [
+        torch.from_numpy(starts).to(device, non_blocking=True), r, t, rays, state.inverse_depth, problem.free_depth,
+        edges.target[chunk], edges.weight[chunk], state.params, limit, d_ray,
+    ]  # fmt: skip
+    options = {
+        "MODEL": fused.MODEL_CODES[problem.model],
+        "CODES": codes,
+        "N": len(codes),
+        "ROTATION_ONLY": problem.rotation_only,
+        "BLOCK": BLOCK,
+        "num_warps": WARPS,
+    }
+    return [x.contiguous() for x in tensors], options
+
+
+def _symmetric(rows: int, device: torch.device) -> Tensor:
+    """(rows, rows) places of a symmetric matrix's entries in its packed upper triangle."""
+    place = np.zeros((rows, rows), np.int64)
+    upper = np.triu_indices(rows)
+    place[upper] = place.T[upper] = np.arange(len(upper[0]))
+    return torch.from_numpy(place).to(device, non_blocking=True)

@@ -1,0 +1,200 @@
+"""The reduced camera system of bundle adjustment: block-sparse over cameras, with a dense border for the shared intrinsics.
+
+    [ P   B ] [ poses      ]   [ g ]
+    [ B^T K ] [ intrinsics ] = [ h ]
+
+Two cameras share a block of P only where some keyframe's points were measured in both, so P has a bounded number of blocks per camera
+however long the video is. Few cameras are solved densely, on whatever device they are; many by sparse factorisation (SuperLU with minimum
+degree ordering), on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.linalg import splu
+from torch import Tensor
+
+DENSE_CAMERAS = 120
+"""Up to here a dense factorisation is as fast as a sparse one."""
+_COLUMNS = 64
+"""Right-hand sides solved together for a covariance."""
+
+_STIFF = 1e3
+"""Weight of a constraint, in units of the largest diagonal entry."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where blocks go. cameras: how many are free; rows, columns (B,): cameras of each block, sorted by both.
+
+    Per chunk of source keyframes: slots (S, D): free camera at each place of a source (its own, then its destinations), `cameras` for none;
+    tables (S, D, D): block that a pair of places adds to, B for none.
+    """
+
+    cameras: int
+    rows: Tensor
+    columns: Tensor
+    slots: list[Tensor]
+    tables: list[Tensor]
+
+    @classmethod
+    def of(cls, cameras: int, slots: list[Tensor]) -> Pattern:
+        """The pattern in which all free cameras that one source touches share blocks."""
+        keys = []
+        for slot in slots:
+            a, b = slot.unsqueeze(2), slot.unsqueeze(1)
+            keys.append(torch.where((a < cameras) & (b < cameras), a * cameras + b, cameras * cameras))
+        none = torch.tensor([cameras * cameras], device=slots[0].device if slots else None)
+        known, inverse = torch.unique(torch.cat([*[key.ravel() for key in keys], none]), return_inverse=True)
+        blocks = known[:-1]
+        tables, start = [], 0
+        for key in keys:
+            tables.append(inverse[start : start + key.numel()].view(key.shape))
+            start += key.numel()
+        return cls(cameras, blocks // max(cameras, 1), blocks % max(cameras, 1), slots, tables)
+
+
+class Reduced:
+    """The system while it is summed up and when it is solved: blocks (B + 1, 6, 6), border (N + 1, 6, n), corner (n, n), poses (N + 1, 6),
+    shared (n,). The last block and camera collect what belongs to fixed ones and are ignored."""
+
+    def __init__(self, pattern: Pattern, intrinsics: int, like: Tensor) -> None:
+        self.pattern, self.n = pattern, intrinsics
+        zeros = like.new_zeros
+        self.blocks = zeros(len(pattern.rows) + 1, 6, 6)
+        self.border = zeros(pattern.cameras + 1, 6, intrinsics)
+        self.corner = zeros(intrinsics, intrinsics)
+        self.poses = zeros(pattern.cameras + 1, 6)
+        self.shared = zeros(intrinsics)
+
+    def add(self, chunk: int, matrix: Tensor, vector: Tensor) -> None:
+        """Add what each source of a chunk says about the cameras it touches and the intrinsics: (S, W, W), (S, W), W = 6 D + n."""
+        slots, table = self.pattern.slots[chunk], self.pattern.tables[chunk]
+        sources, places = slots.shape
+        wide = 6 * places
+        pairs = matrix[:, :wide, :wide].reshape(sources, places, 6, places, 6).transpose(2, 3)
+        _add_at(self.blocks, table.ravel(), pairs.reshape(-1, 6, 6))
+        _add_at(self.poses, slots.ravel(), vector[:, :wide].reshape(-1, 6))
+        if self.n:
+            _add_at(self.border, slots.ravel(), matrix[:, :wide, wide:].reshape(-1, 6, self.n))
+            self.corner += matrix[:, wide:, wide:].sum(0)
+            self.shared += vector[:, wide:].sum(0)
+
+    @property
+    def size(self) -> int:
+        return 6 * self.pattern.cameras + self.n
+
+    def gradient(self) -> Tensor:
+        """Right-hand side (6 N + n,)."""
+        return torch.cat([self.poses[:-1].ravel(), self.shared])
+
+    def diagonal(self) -> Tensor:
+        """(6 N + n,)."""
+        own = self.pattern.rows == self.pattern.columns
+        poses = self.poses.new_zeros(self.pattern.cameras, 6)
+        poses[self.pattern.rows[own]] = self.blocks[:-1][own].diagonal(dim1=1, dim2=2)
+        return torch.cat([poses.ravel(), self.corner.diagonal()])
+
+    def dense(self) -> Tensor:
+        """The whole matrix (6 N + n, 6 N + n)."""
+        cameras = self.pattern.cameras
+        poses = self.poses.new_zeros(cameras, cameras, 6, 6)
+        poses[self.pattern.rows, self.pattern.columns] = self.blocks[:-1]
+        border = self.border[:-1].reshape(6 * cameras, self.n)
+        top = torch.cat([poses.transpose(1, 2).reshape(6 * cameras, 6 * cameras), border], 1)
+        return torch.cat([top, torch.cat([border.T, self.corner], 1)])
+
+    def solve(self, added: Tensor) -> Tensor:
+        """(matrix + diag(added))^-1 gradient, (6 N + n,). added (6 N + n,) > 0: damping; more is added where rounding left no inverse."""
+        if self.pattern.cameras > DENSE_CAMERAS:
+            return self._solve_sparse(added.cpu().numpy()).to(self.poses)
+        damped = self.dense() + torch.diag(added)
+        factor, info = torch.linalg.cholesky_ex(damped)
+        if int(info) != 0:
+            factor = torch.linalg.cholesky(damped + torch.diag(1e-3 * self.diagonal().abs().mean() + 1e6 * added))
+        return torch.cholesky_solve(self.gradient().unsqueeze(-1), factor).squeeze(-1)
+
+    def _solve_sparse(self, added: NDArray[np.float64]) -> Tensor:
+        """Eliminates the cameras by a sparse factorisation, then the intrinsics."""
+        count = 6 * self.pattern.cameras
+        border = self.border[:-1].reshape(count, self.n).cpu().numpy()
+        right = np.column_stack([border, self.poses[:-1].ravel().cpu().numpy()])
+        solved = _factor(self._sparse() + sparse.diags_array(added[:count])).solve(right)
+        corner = self.corner.cpu().numpy() + np.diag(added[count:]) - border.T @ solved[:, :-1]
+        shared = np.linalg.solve(corner, self.shared.cpu().numpy() - border.T @ solved[:, -1])
+        return torch.from_numpy(np.concatenate([solved[:, -1] - solved[:, :-1] @ shared, shared]))
+
+    def _sparse(self) -> Any:
+        """P as a sparse array."""
+        count = self.pattern.cameras
+        start = np.searchsorted(self.pattern.rows.cpu().numpy(), np.arange(count + 1))
+        blocks = (self.blocks[:-1].cpu().numpy(), self.pattern.columns.cpu().numpy(), start)
+        return sparse.bsr_array(blocks, shape=(6 * count, 6 * count)).tocsc()
+
+    def variance(self, gauge: Tensor, added: Tensor) -> Tensor:
+        """Diagonal (6 N + n,) of the inverse of matrix + diag(added), with no motion along gauge (6 N + n,) of length 1 or 0.
+
+        Of sparse systems only the first three of each camera and the intrinsics are computed; the others are nan.
+        """
+        if self.pattern.cameras > DENSE_CAMERAS:
+            return torch.from_numpy(self._variance_sparse(gauge.cpu().numpy(), added.cpu().numpy())).to(self.poses)
+        matrix = self.dense() + torch.diag(added) + torch.outer(gauge, gauge) * (_STIFF * self.diagonal().abs().max())
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        return (torch.cholesky_inverse(factor) if int(info) == 0 else torch.linalg.pinv(matrix, hermitian=True)).diagonal()
+
+    def _variance_sparse(self, gauge: NDArray[np.float64], added: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The gauge is a Lagrange multiplier in one more row and column, so that it stays sparse."""
+        size, cameras = self.size, self.pattern.cameras
+        border = self.border[:-1].reshape(6 * cameras, self.n).cpu().numpy()
+        matrix = sparse.block_array([[self._sparse(), border], [border.T, self.corner.cpu().numpy()]]) + sparse.diags_array(added)
+        if gauge.any():
+            scale = float(np.abs(matrix.diagonal()).max())
+            matrix = sparse.block_array([[matrix, scale * gauge[:, None]], [scale * gauge[None], None]])
+        factor = _factor(matrix.tocsc(), pivots=0.01)
+        wanted = np.concatenate([(6 * np.arange(cameras)[:, None] + np.arange(3)).ravel(), np.arange(6 * cameras, size)])
+        variance = np.full(size, np.nan)
+        for first in range(0, len(wanted), _COLUMNS):
+            part = wanted[first : first + _COLUMNS]
+            unit = np.zeros((matrix.shape[0], len(part)))
+            unit[part, np.arange(len(part))] = 1.0
+            variance[part] = factor.solve(unit)[part, np.arange(len(part))]
+        return variance
+
+
+def _add_at(out: Tensor, index: Tensor, rows: Tensor) -> None:
+    """out[index] += rows, in the same order every time: on a GPU, `index_add_` adds atomically, where `index_put_` sorts."""
+    if out.is_cuda:
+        out.index_put_((index,), rows, accumulate=True)
+    else:
+        out.index_add_(0, index, rows)
+
+
+def _factor(matrix: Any, pivots: float = 0.0) -> Any:
+    """LU of a symmetric sparse matrix that keeps to its diagonal unless an entry is `pivots` times smaller than its column."""
+    return splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=pivots, options={"SymmetricMode": True})
+
+
+def places(sources: Tensor, destinations: Tensor, chunks: Sequence[slice], slot: Tensor, cameras: int) -> list[Tensor]:
+    """Slots (S, D) of each chunk for `Pattern.of`: own camera, then destinations in order. sources, destinations (E,), sorted by source;
+    slot (K,): free camera of each keyframe, `cameras` for none."""
+    found = []
+    for chunk in chunks:
+        src, dst = sources[chunk], destinations[chunk]
+        local, order = src - src[0], order_in_source(src)
+        table = torch.full((int(local[-1]) + 1, int(order.max()) + 2), cameras, dtype=torch.long, device=src.device)
+        table[:, 0] = slot[int(src[0]) : int(src[-1]) + 1]
+        table[local, 1 + order] = slot[dst]
+        found.append(table)
+    return found
+
+
+def order_in_source(source: Tensor) -> Tensor:
+    """How many edges of the same source come before each edge; source (E,) sorted."""
+    return torch.arange(len(source), device=source.device) - torch.searchsorted(source, source)
