@@ -56,7 +56,7 @@ PLACES: dict[str, Callable[[str], object]] = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("url", WITH_CREDENTIALS)
 def test_a_url_with_credentials_is_refused_and_not_repeated(url: str, place: str) -> None:
-    with pytest.raises(VipeDagError, match="the URL carries credentials.*by the environment") as caught:
+    with pytest.raises(VipeDagError, match=r"the URL carries credentials.*by the environment") as caught:
         PLACES[place](url)
     said = str(caught.value)
     assert not [piece for piece in SECRET.split("/") if piece in said]
