@@ -32,9 +32,11 @@ def clip() -> SyntheticClip:
 def filled(tmp_path_factory: pytest.TempPathFactory, clip: SyntheticClip) -> VideoStore:
     """Three videos with the true path and known errors of the focal length, and one that was lost."""
     made = VideoStore(tmp_path_factory.mktemp("filled"))
-    for video_id, percent in FOCAL_ERRORS.items():
-        store_clip(made, clip, video_id=video_id, focal_factor=1 + percent / 100)
-    store_clip(made, clip, video_id=LOST, tracked=np.zeros(len(clip), bool))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        for video_id, percent in FOCAL_ERRORS.items():
+            store_clip(made, clip, video_id=video_id, focal_factor=1 + percent / 100)
+        store_clip(made, clip, video_id=LOST, tracked=np.zeros(len(clip), bool))
     return made
 
 
