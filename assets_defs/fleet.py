@@ -3,6 +3,8 @@
 What became of single videos is in the shard's catalogue (vipe_dag.fleet); Dagster's book holds counts.
 """
 
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,7 @@ SHARD = "shard"
 SHARD_JOB = "fleet_shards"
 SHARD_SENSOR = "rerun_shards"
 FAILED = "videos_failed"
+SECONDS_BETWEEN_LINES = 60.0
 SHOWN_FAILURES = 20
 """In the metadata of a materialization; the catalogue has all of them."""
 
@@ -78,7 +81,7 @@ def build_shard_asset(config: PipelineConfig, shards: int, settings: Callable[[]
             config,
             attempts=settings().fleet.attempts,
             run_id=context.run.run_id,
-            told=lambda outcome: context.log.info(_line(outcome)),
+            told=_Teller(context.log).told,
         )
         failed = len(report.failed)
         check = dg.AssetCheckResult(
@@ -92,6 +95,21 @@ def build_shard_asset(config: PipelineConfig, shards: int, settings: Callable[[]
     return shard
 
 
+class _Teller:
+    """Tells the log of a run what failed, and now and then how far it is: a line is a row of Dagster's book, so not one per video."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log, self._taken, self._last = log, 0, time.monotonic()
+
+    def told(self, outcome: "VideoOutcome") -> None:
+        self._taken += 1
+        if outcome.status == "failed":
+            self._log.warning(_line(outcome))
+        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            self._log.info("%d videos taken", self._taken)
+
+
 def shard_metadata(report: "ShardReport") -> Mapping[str, dg.MetadataValue]:
     """Counts that add up, and the first failures with their reasons."""
     counts = {name: dg.MetadataValue.int(count) for name, count in report.counts().items()}
@@ -103,7 +121,7 @@ def shard_metadata(report: "ShardReport") -> Mapping[str, dg.MetadataValue]:
 
 def _line(outcome: "VideoOutcome") -> str:
     where = f" in {outcome.stage}" if outcome.stage else ""
-    return f"{outcome.video_id}: {outcome.status}{where}{f': {outcome.reason}' if outcome.reason else f' in {outcome.seconds:.1f} s'}"
+    return f"{outcome.video_id}: {outcome.status}{where}: {outcome.reason}"
 
 
 def _shard_of(name: str, count: int) -> Shard:

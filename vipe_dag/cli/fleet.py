@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Column, Table
 
 from vipe_dag.cli.arguments import AsJson, Overrides, Preset, Store, Until
 from vipe_dag.cli.terminal import console, fail, print_json
 from vipe_dag.graph import STAGES
 from vipe_dag.placement import configuration
+
+if TYPE_CHECKING:
+    from vipe_dag.fleet.run import ShardReport
 
 fleet = typer.Typer(help="Very many videos: shards, their catalogue, questions about all of them.", no_args_is_help=True)
 
@@ -52,16 +59,36 @@ def run(
     from vipe_dag.fleet.run import run_shards
 
     screen, reports = console(sys.stderr if as_json else sys.stdout), []
-    for report in run_shards(store, shard, configuration(store, preset, overrides), until, retry):
-        reports.append(report)
-        said = ", ".join(f"{count} {words}" for words, count in report.counts().items())
-        screen.print(f"[bold]{report.shard.name}[/] {len(report.outcomes)} videos in {report.seconds:.1f} s: {said}")
-        for outcome in report.failed:
-            fail(outcome.reason or "no reason given")
+    with _ended_politely():
+        for report in run_shards(store, shard, configuration(store, preset, overrides), until, retry):
+            reports.append(report)
+            if report.outcomes:
+                _show(report, screen)
+    if not any(report.outcomes for report in reports):
+        screen.print(f"{store}: no videos; register some with `vipe-dag fleet add SOURCE --store {store}`")
     if as_json:
         print_json({"store": store, "shards": [report.to_json() for report in reports]})
     if any(report.failed for report in reports):
         raise typer.Exit(1)
+
+
+@contextmanager
+def _ended_politely() -> Iterator[None]:
+    """Makes SIGTERM what Ctrl-C is: a machine that is taken away is no fault of the video that it was at."""
+    from vipe_dag.cli.ui import interrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _show(report: ShardReport, screen: Console) -> None:
+    said = [f"{count} {words.replace('_', ' ')}" for words, count in report.counts().items() if count]
+    screen.print(f"[bold]{report.shard.name}[/] {', '.join(said)} in {report.seconds:.1f} s")
+    for outcome in report.failed:
+        fail(outcome.reason or "no reason given")
 
 
 @fleet.command()
