@@ -19,7 +19,7 @@ from vipe_dag.sequence import FrameSequence
 if TYPE_CHECKING:
     import xarray as xr
 
-CACHE_BYTES = 256 * 2**20
+CACHE_BYTES = 64 * 2**20
 """Default bound of the decoded rows that one sequence keeps."""
 
 MAX_PIXELS = 2**28
