@@ -8,6 +8,7 @@ from assets_defs.assets import GROUP, build_assets
 from assets_defs.automation import build_automation_sensor
 from assets_defs.coverage import build_coverage_checks
 from assets_defs.exports import build_exports
+from assets_defs.fleet import build_fleet
 from assets_defs.ingestion import build_ingest_sensor
 from assets_defs.jobs import build_coverage_job, build_job
 from assets_defs.maintenance import build_schedules, maintenance, reconcile, retry_quarantined
@@ -39,20 +40,26 @@ def build_definitions(
 
     coverage_job, references_job = build_coverage_job(), build_references_job()
     operations = load_operations(place)
-    return dg.Definitions(
+    by_video = [
+        build_rerun_sensor(job, store.open, present, lambda: load_operations(place).rerun),
+        build_automation_sensor(GROUP),
+    ]
+    definitions = dg.Definitions(
         assets=[*build_assets(loaded), *build_exports(operations.exports)],
         asset_checks=[*build_coverage_checks(store.open, present), build_reference_check(store.open)],
         jobs=[job, coverage_job, references_job, reconcile, maintenance, retry_quarantined],
         sensors=[
-            build_ingest_sensor(store.open, lambda: load_operations(place).ingest),
-            build_rerun_sensor(job, store.open, present, lambda: load_operations(place).rerun),
+            build_ingest_sensor(store.open, lambda: load_operations(place)),
             build_references_sensor(references_job, store.open),
-            build_automation_sensor(GROUP),
+            *([] if operations.fleet.enabled else by_video),
         ],
         schedules=build_schedules(operations.maintenance.enabled, coverage_job),
         resources={"video_store": store, "listener": listener or LogListener()},
         executor=dg.in_process_executor,
     )
+    if not operations.fleet.enabled:
+        return definitions
+    return dg.Definitions.merge(definitions, build_fleet(loaded, store.open, present, lambda: load_operations(place)))
 
 
 defs = build_definitions()

@@ -10,7 +10,7 @@ import dagster as dg
 from assets_defs.partitions import VIDEOS
 from assets_defs.words import counted
 from vipe_dag.ingest import MAX_VIDEOS, Look, ingest
-from vipe_dag.operations import IngestSettings
+from vipe_dag.operations import Operations
 
 if TYPE_CHECKING:
     from vipe_dag.store import VideoStore
@@ -18,21 +18,27 @@ if TYPE_CHECKING:
 INGEST_SENSOR = "ingest"
 
 
-def build_ingest_sensor(store: Callable[[], VideoStore], settings: Callable[[], IngestSettings]) -> dg.SensorDefinition:
+def build_ingest_sensor(store: Callable[[], VideoStore], settings: Callable[[], Operations]) -> dg.SensorDefinition:
     """Runs with Dagster when the store names a location to watch. It needs no cursor: see vipe_dag.ingest."""
 
     @dg.sensor(
         name=INGEST_SENSOR,
-        minimum_interval_seconds=settings().every_seconds,
-        default_status=dg.DefaultSensorStatus.RUNNING if settings().location else dg.DefaultSensorStatus.STOPPED,
-        description="Makes a partition of every video that appears in the watched location.",
+        minimum_interval_seconds=settings().ingest.every_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING if settings().ingest.location else dg.DefaultSensorStatus.STOPPED,
+        description="Makes a video of the store, and a partition unless partitions are shards, of every file in the watched location.",
     )
     def watch(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        wanted, instance = settings(), context.instance
+        operations, instance = settings(), context.instance
+        wanted, by_shard = operations.ingest, operations.fleet.enabled
         if wanted.location is None:
             return dg.SkipReason("nothing is watched: set ingest.location in operations.yaml of the store")
-        known = len(instance.get_dynamic_partitions(VIDEOS))
-        look = ingest(store(), wanted, lambda video_id: instance.add_dynamic_partitions(VIDEOS, [video_id]), known)
+
+        def add(video_id: str) -> None:
+            if not by_shard:
+                instance.add_dynamic_partitions(VIDEOS, [video_id])
+
+        known = 0 if by_shard else len(instance.get_dynamic_partitions(VIDEOS))
+        look = ingest(store(), wanted, add, known)
         context.log.info(sentence(look))
         return dg.SkipReason(sentence(look))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets_defs.fleet import SHARD
 from assets_defs.instance import UNFINISHED, adopt, close_lost_runs
 from assets_defs.partitions import VIDEOS
 from resources.video_store import VideoStoreResource
@@ -22,9 +23,10 @@ RUNS_PER_PAGE = 500
 
 @dg.op(name="book_from_store")
 def book_from_store(context: dg.OpExecutionContext, video_store: VideoStoreResource) -> None:
-    """Enters what the store has and the book lacks or has otherwise."""
+    """Enters what the store has and the book lacks or has otherwise. Where partitions are shards, the book knows of no single video."""
+    store = video_store.open()
     lost = close_lost_runs(context.instance)
-    videos = adopt(context.instance, video_store.open())
+    videos = 0 if load_operations(store.root).fleet.enabled else adopt(context.instance, store)
     context.add_output_metadata({"videos": videos, "lost_runs": lost})
 
 
@@ -64,14 +66,15 @@ def prune(instance: dg.DagsterInstance, settings: MaintenanceSettings, now: date
 
 
 def _runs_of_latest_results(instance: dg.DagsterInstance) -> set[str]:
-    """Runs to which the book owes what it knows about the videos."""
+    """Runs to which the book owes what it knows about videos and shards."""
     found = set()
-    videos = instance.get_dynamic_partitions(VIDEOS)
-    for stage in STAGES:
-        for video_id in videos:
-            record = instance.get_latest_data_version_record(dg.AssetKey(stage.name), partition_key=video_id)
-            if record is not None:
-                found.add(record.run_id)
+    videos, shard = instance.get_dynamic_partitions(VIDEOS), dg.AssetKey(SHARD)
+    partitions = [(dg.AssetKey(stage.name), video_id) for stage in STAGES for video_id in videos]
+    partitions += [(shard, name) for name in instance.get_materialized_partitions(shard)]
+    for asset, partition in partitions:
+        record = instance.get_latest_data_version_record(asset, partition_key=partition)
+        if record is not None:
+            found.add(record.run_id)
     return found
 
 

@@ -150,10 +150,10 @@ class Reconciler:
             if len(tick.requests) >= room:
                 tick.later += [entry.video_id for entry in group]
                 continue
-            earlier = runs_of(instance, group)
+            earlier = runs_of(instance, [entry.request for entry in group])
             for entry in group:
                 runs = earlier.get(entry.request, [])
-                failed = _failures(runs)
+                failed = failures(runs)
                 if failed >= settings.attempts:
                     tick.given_up.append(entry.video_id)
                 elif len(tick.requests) >= room:
@@ -163,15 +163,16 @@ class Reconciler:
                     tick.requests.append(_run_request(entry, config, len(runs), failed + 1, approval))
 
 
-def runs_of(instance: dg.DagsterInstance, found: Sequence[Difference]) -> dict[str, list[dg.DagsterRun]]:
+def runs_of(instance: dg.DagsterInstance, requests: Sequence[str]) -> dict[str, list[dg.DagsterRun]]:
     """Runs that were requested for these states before, newest first, by the digest of the state."""
     earlier: dict[str, list[dg.DagsterRun]] = {}
-    for run in instance.get_runs(filters=dg.RunsFilter(tags={REQUEST_TAG: [entry.request for entry in found]})):
-        earlier.setdefault(run.tags[REQUEST_TAG], []).append(run)
+    for first in range(0, len(requests), QUERY_VALUES):
+        for run in instance.get_runs(filters=dg.RunsFilter(tags={REQUEST_TAG: list(requests[first : first + QUERY_VALUES])})):
+            earlier.setdefault(run.tags[REQUEST_TAG], []).append(run)
     return earlier
 
 
-def _failures(runs: Sequence[dg.DagsterRun]) -> int:
+def failures(runs: Sequence[dg.DagsterRun]) -> int:
     """Runs that ended without success since the last one that had it."""
     count = 0
     for run in runs:

@@ -76,7 +76,9 @@ def test_other_urls_are_taken_as_they_are(url: str) -> None:
     assert public(url) == (url.partition("?")[0] if url.startswith("http") else url)
 
 
-def test_a_configuration_named_by_the_environment_is_no_way_round(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_configuration_named_by_the_environment_is_no_way_round(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(CONFIG_VARIABLE, WITH_CREDENTIALS[0])
     assert cli.main(["status", "--store", "memory://empty"]) == 2
     assert "MDENG" not in "".join(capfd.readouterr())

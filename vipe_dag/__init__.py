@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vipe_dag.dataset import VideoDataset
     from vipe_dag.errors import ConfigError, EstimationError, SourceError, StoreError, VipeDagError
+    from vipe_dag.fleet.reading import open_fleet
     from vipe_dag.store import Pointer, VideoStore, open_video
 
 _EXPORTS = {
@@ -19,6 +20,7 @@ _EXPORTS = {
     "VideoDataset": "vipe_dag.dataset",
     "VideoStore": "vipe_dag.store",
     "VipeDagError": "vipe_dag.errors",
+    "open_fleet": "vipe_dag.fleet.reading",
     "open_video": "vipe_dag.store",
 }
 
@@ -31,6 +33,7 @@ __all__ = [
     "VideoDataset",
     "VideoStore",
     "VipeDagError",
+    "open_fleet",
     "open_video",
 ]
 

@@ -80,18 +80,28 @@ def fingerprints(config: PipelineConfig, source: SourceIdentity) -> dict[str, st
 
     The same in every process and on every machine: it hashes our own canonical text, not a library's serialisation.
     """
-    found: dict[str, str] = {}
-    for entry in STAGES:
-        found[entry.name] = _digest(
-            {
-                "stage": entry.name,
-                "algorithm_version": entry.algorithm_version,
-                "config": getattr(config, entry.name),
-                "inputs": {dep: found[dep] for dep in entry.deps},
-                "source": _source_part(entry.name, source),
-            }
-        )
-    return found
+    return Fingerprinter(config).of(source)
+
+
+class Fingerprinter:
+    """`fingerprints` for many sources of one configuration, whose text is made and hashed once."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self._begun = []
+        for entry in STAGES:
+            version, own = canonical(entry.algorithm_version), canonical(getattr(config, entry.name))
+            begun = _hash(f'{{"algorithm_version":{version},"config":{own},"inputs":{{')
+            self._begun.append((entry.name, begun, sorted(entry.deps)))
+
+    def of(self, source: SourceIdentity) -> dict[str, str]:
+        """Per stage the fingerprint; see `fingerprints`."""
+        found: dict[str, str] = {}
+        for name, begun, deps in self._begun:
+            inputs = ",".join([f'"{dep}":"{found[dep]}"' for dep in deps])
+            digest = begun.copy()
+            digest.update(f'{inputs}}},"source":{_source_text(name, source)},"stage":"{name}"}}'.encode())
+            found[name] = digest.hexdigest()
+        return found
 
 
 def code_version(name: str, config: PipelineConfig) -> str:
@@ -110,8 +120,6 @@ def canonical(value: Any) -> str:
 
     Raises TypeError for anything but None, bool, int, float, str, sequences, mappings with text keys and pydantic models.
     """
-    if isinstance(value, BaseModel):
-        return canonical({name: getattr(value, name) for name in type(value).model_fields})
     if value is None or isinstance(value, bool | int | str):
         return json.dumps(value)
     if isinstance(value, float):
@@ -120,17 +128,24 @@ def canonical(value: Any) -> str:
         return "[" + ",".join(canonical(item) for item in value) + "]"
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return "{" + ",".join(f"{json.dumps(key)}:{canonical(value[key])}" for key in sorted(value)) + "}"
+    if isinstance(value, BaseModel):  # last: of all these questions it is the slow one
+        return canonical({name: getattr(value, name) for name in type(value).model_fields})
     raise TypeError(f"no canonical form for {value!r} of type {type(value).__name__}")
 
 
-def _source_part(name: str, source: SourceIdentity) -> dict[str, Any]:
+def _source_text(name: str, source: SourceIdentity) -> str:
+    """Canonical text of what of the source decides a stage by itself; written out, since it is made for every video anew."""
     if name == "frames":
-        start, end = (None if bound is None else float(bound) for bound in (source.start, source.end))
-        return {"digest": source.digest, "start": start, "end": end, "stride": source.stride}
+        end, start = (canonical(None if bound is None else float(bound)) for bound in (source.end, source.start))
+        return f'{{"digest":{canonical(source.digest)},"end":{end},"start":{start},"stride":{canonical(source.stride)}}}'
     if name == "intrinsics":
-        return {"given_intrinsics": source.given_intrinsics_digest}
-    return {}
+        return f'{{"given_intrinsics":{canonical(source.given_intrinsics_digest)}}}'
+    return "{}"
 
 
 def _digest(value: Any) -> str:
-    return blake2b(canonical(value).encode(), digest_size=FINGERPRINT_HEX // 2).hexdigest()
+    return _hash(canonical(value)).hexdigest()
+
+
+def _hash(text: str) -> blake2b:
+    return blake2b(text.encode(), digest_size=FINGERPRINT_HEX // 2)

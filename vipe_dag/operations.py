@@ -80,6 +80,16 @@ class ExportSettings(_Settings):
         return self
 
 
+class FleetSettings(_Settings):
+    """Very many videos, taken together in shards."""
+
+    enabled: bool = Field(False, description="In Dagster a partition is a shard of videos, not a video.")
+    shards: int = Field(64, ge=1, le=65_536, description="Number of shards; choose it once, with some 50 to 500 videos in each.")
+    attempts: int = Field(
+        3, ge=1, le=100, description="Runs in which a video may fail before it is left alone until its wanted result changes."
+    )
+
+
 class Operations(_Settings):
     """Everything that `operations.yaml` may say."""
 
@@ -87,6 +97,7 @@ class Operations(_Settings):
     ingest: IngestSettings = IngestSettings()
     maintenance: MaintenanceSettings = MaintenanceSettings()
     exports: ExportSettings = ExportSettings()
+    fleet: FleetSettings = FleetSettings()
 
 
 def load_operations(root: str) -> Operations:

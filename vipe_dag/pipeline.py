@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -93,23 +93,39 @@ def current_reports(
     store: VideoStore, video_id: str, config: PipelineConfig, until: str = STAGES[-1].name
 ) -> tuple[StageReport, ...] | None:
     """The reports of all stages up to `until` when each is current and passed its blocking checks; None when something is left to do."""
-    targets = wanted(store, video_id, config)
-    if not all(_is_current(store, video_id, name, targets[name]) for name in upstream(until)):
+    if not settled(store, video_id, wanted(store, video_id, config), until):
         return None
-    reports = tuple(_stored_report(store, video_id, name, "current", time.perf_counter()) for name in upstream(until))
-    return None if any(failed_blocking(report.checks) for report in reports) else reports
+    return tuple(_stored_report(store, video_id, name, "current", time.perf_counter()) for name in upstream(until))
+
+
+def settled(store: VideoStore, video_id: str, targets: Mapping[str, str], until: str = STAGES[-1].name) -> bool:
+    """Whether each stage up to `until` is current and passed its blocking checks. Reads pointers only. targets: see `wanted`."""
+    pointers = (store.current(video_id, name) for name in upstream(until))
+    return all(
+        pointer is not None
+        and pointer.fingerprint == targets[pointer.asset]
+        and not failed_blocking([Check.from_json(check) for check in pointer.checks])
+        for pointer in pointers
+    )
 
 
 def run_video(
-    store: VideoStore, video_id: str, config: PipelineConfig, until: str = STAGES[-1].name, progress: Progress | None = None
+    store: VideoStore,
+    video_id: str,
+    config: PipelineConfig,
+    until: str = STAGES[-1].name,
+    progress: Progress | None = None,
+    run_id: str | None = None,
+    begun: Callable[[str], None] = lambda _: None,
 ) -> tuple[StageReport, ...]:
-    """All stages that `until` needs, and it, in order, without Dagster.
+    """All stages that `until` needs, and it, in order, in this process. begun: told the name of each stage before it runs.
 
     Raises EstimationError when a blocking check fails, else as `run_stage`.
     """
     reports: list[StageReport] = []
     for name in upstream(until):
-        report = run_stage(store, video_id, name, config, progress=progress)
+        begun(name)
+        report = run_stage(store, video_id, name, config, run_id=run_id, progress=progress)
         failed = failed_blocking(report.checks)
         if failed:
             raise EstimationError(failure_sentence(video_id, name, failed[0]))

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vipe_dag.checks import failed_blocking
 from vipe_dag.config import PipelineConfig
-from vipe_dag.errors import ConfigError, StoreError, VipeDagError
+from vipe_dag.errors import ConfigError, VipeDagError
 from vipe_dag.graph import STAGES
 from vipe_dag.pipeline import StageReport, current_reports, failure_sentence
 from vipe_dag.placement import dagster_home
-from vipe_dag.registration import read_source, require_frames
+from vipe_dag.registration import register_source
 from vipe_dag.urls import public
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from assets_defs.launch import StepFailure
     from vipe_dag.store import VideoStore
-    from vipe_dag.video import Clip, SourceRecord
+    from vipe_dag.video import Clip
 
 VideoStatus = Literal["computed", "current", "failed"]
 
@@ -168,23 +168,24 @@ def run_videos(root: str, video_ids: Sequence[str], request: Request, display: D
 
 
 def prepare_book(root: str) -> int:
-    """Opens Dagster's book of a store for the UI, enters what it lacks, closes runs whose process died; returns the number of videos."""
+    """Opens Dagster's book of a store for the UI, enters what it lacks, closes runs whose process died; returns the number of videos.
+
+    Where partitions are shards, the book knows of no single video.
+    """
     from assets_defs.instance import adopt, book_errors, close_lost_runs, open_instance
+    from vipe_dag.operations import load_operations
     from vipe_dag.store import VideoStore
 
-    home = dagster_home(root)
+    store, home = VideoStore(root), dagster_home(root)
     with book_errors(home), open_instance(home) as instance:
         close_lost_runs(instance)
-        return adopt(instance, VideoStore(root))
+        return len(store.names()) if load_operations(root).fleet.enabled else adopt(instance, store)
 
 
 def _run_source(store: VideoStore, book: _Book, uri: str, request: Request, display: Display) -> VideoResult:
     started = time.perf_counter()
     try:
-        record = read_source(uri, request.clip, request.intrinsics, request.video_id)
-        if not _is_registered(store, record):
-            require_frames(record)
-            store.register(record)
+        record = register_source(store, uri, request.clip, request.intrinsics, request.video_id)
     except VipeDagError as error:
         return VideoResult(uri, None, "failed", time.perf_counter() - started, error=str(error))
     return _bring_up(store, book, uri, record.video_id, request, display, started)
@@ -213,13 +214,6 @@ def _run_video(store: VideoStore, book: _Book, video_id: str, request: Request, 
         return _bring_up(store, book, uri, video_id, request, display, started)
     except VipeDagError as error:
         return VideoResult(video_id, video_id, "failed", time.perf_counter() - started, error=str(error))
-
-
-def _is_registered(store: VideoStore, record: SourceRecord) -> bool:
-    try:
-        return store.source(record.video_id) == record
-    except StoreError:
-        return False
 
 
 def _shown(display: Display, result: VideoResult) -> VideoResult:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vipe_dag.checks import Check, failed_blocking
 from vipe_dag.config import PipelineConfig
-from vipe_dag.graph import STAGES, SourceIdentity, canonical, code_version, config_digest, downstream, fingerprints
+from vipe_dag.graph import STAGES, Fingerprinter, SourceIdentity, canonical, code_version, config_digest, downstream
 
 if TYPE_CHECKING:
     from vipe_dag.store import VideoStore
@@ -39,20 +39,22 @@ class Targets:
 
     def __init__(self) -> None:
         self._config = ""
+        self._fingerprinter: Fingerprinter | None = None
         self._known: dict[SourceIdentity, dict[str, str]] = {}
 
     def of(self, records: Mapping[str, SourceRecord], config: PipelineConfig) -> dict[str, dict[str, str]]:
         """Per video the fingerprint wanted of each stage."""
         digest = config_digest(config)
-        if digest != self._config:
-            self._config, self._known = digest, {}
-        return {video_id: self._wanted(record, config) for video_id, record in records.items()}
+        if self._fingerprinter is None or digest != self._config:
+            self._config, self._fingerprinter, self._known = digest, Fingerprinter(config), {}
+        fingerprinter = self._fingerprinter
+        return {video_id: self._wanted(record, fingerprinter) for video_id, record in records.items()}
 
-    def _wanted(self, record: SourceRecord, config: PipelineConfig) -> dict[str, str]:
+    def _wanted(self, record: SourceRecord, fingerprinter: Fingerprinter) -> dict[str, str]:
         source = SourceIdentity(record.digest, record.start, record.end, record.stride, record.given_intrinsics_digest)
         found = self._known.get(source)
         if found is None:
-            found = self._known[source] = fingerprints(config, source)
+            found = self._known[source] = fingerprinter.of(source)
         return found
 
 

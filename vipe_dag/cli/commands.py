@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Column, Table
 
-from vipe_dag.cli.arguments import AsJson, Store, VideoId
+from vipe_dag.cli.arguments import AsJson, Overrides, Preset, Store, Until, VideoId, asset_name
 from vipe_dag.cli.evaluate import evaluate
 from vipe_dag.cli.export import export
+from vipe_dag.cli.fleet import fleet
 from vipe_dag.cli.imports import imports
 from vipe_dag.cli.terminal import RunDisplay, console, print_json
-from vipe_dag.config_words import did_you_mean
 from vipe_dag.graph import STAGES
 from vipe_dag.placement import configuration
 
@@ -33,17 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(export, name="export")
 app.add_typer(imports, name="import")
-
-
-def _asset(name: str) -> str:
-    names = [entry.name for entry in STAGES]
-    if name not in names:
-        raise typer.BadParameter(f"{name!r} is no asset{did_you_mean(name, names)}; there are: {', '.join(names)}")
-    return name
-
-
-Preset = Annotated[str | None, typer.Option(metavar="P", help="default, fast or quality.")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="One value of the configuration; repeatable.")]
+app.add_typer(fleet, name="fleet")
 
 
 @app.command()
@@ -52,7 +42,7 @@ def run(
     store: Store,
     preset: Preset = None,
     overrides: Overrides = [],  # noqa: B006  typer copies it
-    until: Annotated[str, typer.Option(parser=_asset, metavar="ASSET", help="The last asset to make.")] = STAGES[-1].name,
+    until: Until = STAGES[-1].name,
     video_id: Annotated[str | None, typer.Option(metavar="ID", help="Name of the video in the store; for one source.")] = None,
     start: Annotated[float | None, typer.Option(metavar="S", help="First second of the clip.")] = None,
     end: Annotated[float | None, typer.Option(metavar="S", help="Second at which the clip ends.")] = None,
@@ -75,7 +65,7 @@ def backfill(
     videos: Annotated[list[str] | None, typer.Argument(metavar="VIDEO_ID", help="Default: every video of the store.")] = None,
     preset: Preset = None,
     overrides: Overrides = [],  # noqa: B006  typer copies it
-    until: Annotated[str, typer.Option(parser=_asset, metavar="ASSET", help="The last asset to make.")] = STAGES[-1].name,
+    until: Until = STAGES[-1].name,
     as_json: AsJson = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show Dagster's log and tracebacks.")] = False,
 ) -> None:
@@ -128,7 +118,7 @@ def status(store: Store, preset: Preset = None, overrides: Overrides = [], as_js
 
 
 @app.command()
-def path(video_id: VideoId, asset: Annotated[str, typer.Argument(parser=_asset, metavar="ASSET")], store: Store) -> None:
+def path(video_id: VideoId, asset: Annotated[str, typer.Argument(parser=asset_name, metavar="ASSET")], store: Store) -> None:
     """Print where the current generation of an asset is, for anything that reads Zarr."""
     from vipe_dag.store import VideoStore
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -39,7 +38,7 @@ def fail(message: str) -> None:
 def print_json(value: dict[str, Any]) -> None:
     """One line of strict JSON on standard output: a number that is not finite becomes null."""
     sys.stderr.flush()
-    typer.echo(json.dumps(finite(value), allow_nan=False))
+    print(json.dumps(finite(value), allow_nan=False), flush=True)
 
 
 def finite(value: Any) -> Any:

@@ -17,6 +17,7 @@ from vipe_dag.errors import StoreError
 from vipe_dag.urls import file_system, open_options, redacted, refuse_credentials
 
 if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
     from zarr.abc.store import Store
 
 Change = Callable[[bytes | None], bytes | None]
@@ -60,6 +61,9 @@ class Backend(Protocol):
 
     def zarr(self, key: str, *, read_only: bool) -> Store:
         """The Zarr store below a key."""
+
+    def arrow(self, key: str) -> tuple[FileSystem, str]:
+        """A file system of pyarrow, and the path of a key in it."""
 
     def url(self, key: str) -> str:
         """What other programs open to reach a key."""
@@ -185,6 +189,11 @@ class LocalBackend:
         from zarr.storage import LocalStore
 
         return LocalStore(self._directory / key, read_only=read_only)
+
+    def arrow(self, key: str) -> tuple[FileSystem, str]:
+        from pyarrow.fs import LocalFileSystem
+
+        return LocalFileSystem(), str(self._directory / key)
 
     def url(self, key: str) -> str:
         return str(self._directory / key)
@@ -315,6 +324,11 @@ class FsspecBackend:
         from zarr.storage import FsspecStore
 
         return FsspecStore.from_url(self.url(key), storage_options=open_options(self._url, self._options), read_only=read_only)
+
+    def arrow(self, key: str) -> tuple[FileSystem, str]:
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return PyFileSystem(FSSpecHandler(self._fs)), self._path(key)
 
     def url(self, key: str) -> str:
         return f"{self._url.rstrip('/')}/{key}" if not self._url.endswith("://") else self._url + key

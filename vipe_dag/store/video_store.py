@@ -66,6 +66,11 @@ class VideoStore:
         """The absolute path or the URL of the store."""
         return self._backend.root
 
+    @property
+    def backend(self) -> Backend:
+        """Where it lives, for what is kept beside the videos."""
+        return self._backend
+
     def __repr__(self) -> str:
         return f"VideoStore({self.root!r})"
 
@@ -73,9 +78,14 @@ class VideoStore:
 
     def videos(self) -> list[str]:
         """Sorted ids of the videos that are registered or have an asset."""
+        names = self.names()
         with storage_errors(self.root):
-            names = (name for name in self._backend.children("") if _is_video_id(name))
             return [name for name in names if {SOURCE, *ASSETS}.intersection(self._backend.children(name))]
+
+    def names(self) -> list[str]:
+        """Sorted names below the root that are ids of videos, from one listing: nothing is looked into, so a folder may be empty."""
+        with storage_errors(self.root):
+            return [name for name in self._backend.children("") if _is_video_id(name)]
 
     def register(self, source: SourceRecord) -> None:
         """Remembers where a video comes from; replaces an earlier record of that id."""
