@@ -127,6 +127,16 @@ def test_sums_with_rotations_only() -> None:
     assert float(found.Hjj[:, :3].abs().max()) == float(found.E[:, :3].abs().max()) == 0.0
 
 
+def test_a_pinhole_sees_up_to_a_right_angle_off_its_axis() -> None:
+    world = rig(keyframes=2, points=8, turn=0.0)
+    problem = replace(world.problem, uv=world.problem.uv + 150 * world.truth.params[0])
+    seen, front = bundle.transfer(problem, world.truth)
+    edges = replace(problem.edges, target=seen, weight=front.double())
+    found, wanted = both(replace(problem, edges=edges), world.truth)
+    assert float(wanted.mass) > 8
+    assert float(found.mass) == pytest.approx(float(wanted.mass), rel=0.01)
+
+
 def test_sums_of_a_later_chunk_whose_sources_have_different_numbers_of_edges() -> None:
     problem, state = hard(rig(keyframes=5, points=9))
     edges = problem.edges

@@ -125,19 +125,20 @@ def _back_substitute(
 
 
 def linearise(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float) -> Sums:
-    """`bundle.linearise`; E in float32, the rest in float64, cost and mass on the device. Does not wait for the device."""
+    """`bundle.linearise`; E in float32, the rest in float64, cost and mass on the device."""
     (first, last), n, points = problem.edges.span(chunk), len(problem.intrinsics), problem.uv.shape[1]
     sources = problem.edges.host_source[chunk]
     edges, span = len(sources), last - first
     width = 6 * (int(np.bincount(sources - first).max()) + 1) + n
     rows = 7 + n
-    grid = (span, triton.cdiv(points, BLOCK))
+    grid = (span, triton.cdiv(points, BLOCK))  # its second axis ends at 65,535: 4 million points of a keyframe
     empty, device = torch.empty, state.params.device
     parts = empty(edges, grid[1], rows * (rows + 1) // 2 + 2, dtype=torch.float32, device=device)
     E = torch.zeros(span, width, points, dtype=torch.float32, device=device)  # a source with fewer edges leaves rows untouched
     C, w = (empty(span, points, dtype=torch.float32, device=device) for _ in range(2))
     arguments, options = _common(problem, state, chunk, r, t, rays, d_ray)
-    _linearise[grid](*arguments, parts, E, C, w, first, points, width, scale * scale, problem.near, **options)
+    with torch.cuda.device_of(parts):
+        _linearise[grid](*arguments, parts, E, C, w, first, points, width, scale * scale, problem.near, **options)
     sums = parts.sum(1, dtype=torch.float64)
     full = sums[:, _symmetric(rows, device)]
     over_edges = full.sum(0)
@@ -151,13 +152,15 @@ def back_substitute(
     problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float, move: Tensor,
     shared: Tensor,
 ) -> Tensor:  # fmt: skip
-    """`bundle.back_substitute`, float64. Does not wait for the device."""
+    """`bundle.back_substitute`, float64."""
     (first, last), points = problem.edges.span(chunk), problem.uv.shape[1]
     out = torch.empty(last - first, points, dtype=torch.float32, device=state.params.device)
     arguments, options = _common(problem, state, chunk, r, t, rays, d_ray)
-    _back_substitute[(last - first, triton.cdiv(points, BLOCK))](
-        *arguments, move.contiguous(), shared.contiguous(), out, first, points, scale * scale, problem.near, **options
-    )
+    moves = move.contiguous(), shared.contiguous()
+    with torch.cuda.device_of(out):
+        _back_substitute[(last - first, triton.cdiv(points, BLOCK))](
+            *arguments, *moves, out, first, points, scale * scale, problem.near, **options
+        )
     return out.to(torch.float64)
 
 
@@ -169,8 +172,9 @@ def _common(
     first, last = edges.span(chunk)
     starts = np.searchsorted(edges.host_source[chunk], np.arange(first, last + 1)).astype(np.int64)
     codes = tuple(fused.INTRINSIC_CODES[free.name] for free in problem.intrinsics)
-    # the only look at the device of a lens with distortion: where its polynomial folds is found on the host
-    limit = cameras.fold_radius(state.params, problem.model).clamp_max(cameras.NORMALISED_LIMIT)
+    limit = cameras.fold_radius(state.params, problem.model)
+    if problem.model != "pinhole":  # found on the host: the only look at the device, and only of a lens with distortion
+        limit = limit.clamp_max(cameras.NORMALISED_LIMIT)
     tensors = [
         torch.from_numpy(starts).to(device, non_blocking=True), r, t, rays, state.inverse_depth, problem.free_depth,
         edges.target[chunk], edges.weight[chunk], state.params, limit, d_ray,

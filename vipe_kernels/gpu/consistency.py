@@ -45,5 +45,6 @@ def forward_backward_error(forward: Tensor, backward: Tensor) -> Tensor:
     error = torch.empty(*pairs, height, width, dtype=torch.float32, device=forward.device)
     if error.numel():
         inputs = forward.contiguous(), backward.contiguous(), error, error.numel(), height, width
-        _forward_backward_error[(triton.cdiv(error.numel(), BLOCK),)](*inputs, BLOCK, num_warps=WARPS)
+        with torch.cuda.device_of(error):
+            _forward_backward_error[(triton.cdiv(error.numel(), BLOCK),)](*inputs, BLOCK, num_warps=WARPS)
     return error

@@ -53,7 +53,7 @@ def eliminate(E: Tensor, C: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     matrix = torch.empty(sources, width, width, dtype=torch.float64, device=E.device)
     vector = torch.empty(sources, width, dtype=torch.float64, device=E.device)
     tiles = triton.cdiv(width, TILE)
-    _eliminate[(sources, tiles, tiles)](
-        E.contiguous(), C.contiguous(), w.contiguous(), matrix, vector, width, points, TILE, POINTS, num_warps=WARPS
-    )
+    inputs = [tensor.contiguous() for tensor in (E, C, w)]
+    with torch.cuda.device_of(E):
+        _eliminate[(sources, tiles, tiles)](*inputs, matrix, vector, width, points, TILE, POINTS, num_warps=WARPS)
     return matrix, vector

@@ -92,5 +92,6 @@ def triangulate(rays: Tensor, seen: Tensor, relative: Tensor, weight: Tensor, fo
     out = torch.empty(4, height, width, dtype=torch.float32, device=rays.device)
     inputs = [tensor.contiguous() for tensor in (rays, seen, relative, weight, focal_px)]
     grid = (triton.cdiv(height * width, BLOCK),)
-    _triangulate[grid](*inputs, *out, len(seen), height * width, **CONSTANTS, BLOCK=BLOCK, num_warps=WARPS)
+    with torch.cuda.device_of(out):
+        _triangulate[grid](*inputs, *out, len(seen), height * width, **CONSTANTS, BLOCK=BLOCK, num_warps=WARPS)
     return Triangulation(*out)
