@@ -238,16 +238,19 @@ def test_the_home_is_made_without_telemetry_and_then_left_alone(tmp_path: Path) 
         assert (home / "dagster.yaml").read_text() == "nux:\n  enabled: false\n"
 
 
-def test_the_definitions_load_quickly_and_without_torch() -> None:
-    """Processor seconds, since other tests run beside this one; the least of three, since the first fills caches."""
-    program = "import sys, assets_defs.definitions; assert not {'torch', 'cv2', 'zarr'} & set(sys.modules)"
-    seconds = []
-    for _ in range(3):
-        before = os.times()
-        subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
-        after = os.times()
-        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    assert min(seconds) < 2.0
+def test_the_definitions_cost_little_more_than_dagster_and_no_torch() -> None:
+    """Of processor seconds, beside Dagster alone in the same minute, since other tests run beside this one."""
+    alone = min(seconds_of("import dagster") for _ in range(3))
+    ours = min(seconds_of("import sys, assets_defs.definitions; assert not {'torch', 'cv2', 'zarr'} & set(sys.modules)") for _ in range(3))
+    assert ours < 1.7 * alone
+
+
+def seconds_of(program: str) -> float:
+    """Processor seconds of a Python process."""
+    before = os.times()
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def test_dagster_validates_the_workspace(tmp_path: Path) -> None:

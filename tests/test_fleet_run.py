@@ -126,6 +126,7 @@ def test_a_record_that_cannot_be_read_fails_its_video_alone(store: VideoStore) -
     report = run(store)
     assert report.counts() == {"videos": 3, "computed": 2, "current": 0, "failed": 1, "given_up": 0}
     assert "not a readable source record" in (report.failed[0].reason or "")
+    assert run(store, attempts=1).counts()["given_up"] == 1
 
 
 def test_a_folder_that_is_no_video_is_passed_over(store: VideoStore) -> None:

@@ -115,7 +115,7 @@ def _read(
     failures = read_journal(store, shard).failures
     wanted = Targets().of(records, config)
     for video_id, reason in unreadable.items():
-        yield unreadable_row(video_id, reason)
+        yield unreadable_row(video_id, reason, failures.get(video_id))
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(
             lambda record: read_row(store, record, wanted[record.video_id], failures.get(record.video_id)), records.values()

@@ -72,18 +72,26 @@ def read_row(store: VideoStore, record: SourceRecord, wanted: Mapping[str, str],
     row = _of_source(record)
     try:
         pointers = {stage.name: pointer for stage in STAGES if (pointer := store.current(record.video_id, stage.name))}
-        row |= _of_pointers(pointers, wanted, failure)
+    except StoreError as error:
+        return Known({**row, **_unknown(str(error), failure)}, None)
+    row |= _of_pointers(pointers, wanted, failure)
+    try:
         groups = {name: store.group(record.video_id, name, pointer.fingerprint) for name, pointer in pointers.items()}
         row |= _of_reports(groups)
         arrays = _poses(groups)
         return Known(row | _of_groups(groups, arrays), arrays)
     except StoreError as error:
-        return Known({**row, "status": "failed", "reason": str(error), "behind": [stage.name for stage in STAGES]}, None)
+        return Known({**row, "status": "failed", "reason": str(error)}, None)
 
 
-def unreadable_row(video_id: str, reason: str) -> Known:
+def unreadable_row(video_id: str, reason: str, failure: Failure | None) -> Known:
     """Of a video whose source record is damaged."""
-    return Known({"video_id": video_id, "status": "failed", "reason": reason, "behind": [stage.name for stage in STAGES]}, None)
+    return Known({"video_id": video_id, **_unknown(reason, failure)}, None)
+
+
+def _unknown(reason: str, failure: Failure | None) -> Row:
+    tries = failure.tries if failure is not None else None
+    return {"status": "failed", "reason": reason, "tries": tries, "behind": [stage.name for stage in STAGES]}
 
 
 def _of_source(record: SourceRecord) -> Row:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Outcome = Literal["computed", "current", "failed", "given_up"]
 
+UNREADABLE = "unreadable"
+"""In place of the digest of what is wanted, where that cannot be known."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -89,14 +92,13 @@ def run_shard(
     started = time.perf_counter()
     journal = read_journal(store, shard)
     records, unreadable = read_records(store, video_ids)
-    outcomes = [VideoOutcome(video_id, "failed", 0.0, None, reason) for video_id, reason in unreadable.items()]
+    journal.failures = {name: failure for name, failure in journal.failures.items() if name in records or name in unreadable}
+    outcomes = [_not_readable(journal, video_id, reason, None if retry else attempts) for video_id, reason in unreadable.items()]
     for outcome in outcomes:
         told(outcome)
-    journal.failures = {name: failure for name, failure in journal.failures.items() if name in records}
-    targets = Targets()
+    targets = Targets().of(records, config)
     for video_id in sorted(records, key=lambda name: journal.failures[name].tries if name in journal.failures else 0):
-        wanted = targets.of({video_id: records[video_id]}, config)[video_id]
-        outcome = _run_one(store, shard, video_id, wanted, config, until, journal, None if retry else attempts, run_id)
+        outcome = _run_one(store, shard, video_id, targets[video_id], config, until, journal, None if retry else attempts, run_id)
         outcomes.append(outcome)
         told(outcome)
     write_journal(store, shard, journal)
@@ -174,6 +176,16 @@ def _run_one(
         raise
     journal.failures.pop(video_id)
     return VideoOutcome(video_id, "computed", time.perf_counter() - started)
+
+
+def _not_readable(journal: Journal, video_id: str, reason: str, attempts: int | None) -> VideoOutcome:
+    """A video whose source record is damaged: it fails, and is given up, as others."""
+    earlier = journal.failures.get(video_id)
+    tries = earlier.tries if earlier is not None and earlier.request == UNREADABLE else 0
+    if attempts is not None and tries >= attempts:
+        return VideoOutcome(video_id, "given_up", 0.0, None, reason)
+    journal.failures[video_id] = Failure(request=UNREADABLE, tries=tries + 1, reason=reason)
+    return VideoOutcome(video_id, "failed", 0.0, None, reason)
 
 
 def _restore(store: VideoStore, shard: Shard, journal: Journal, video_id: str, earlier: Failure | None) -> None:
