@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 SECRET = "s3cret/Key+That-Nobody-May-See-0815"
@@ -36,8 +37,9 @@ class ObjectStore:
     def environment(self) -> dict[str, str]:
         return {**CREDENTIALS, "AWS_ENDPOINT_URL": self.endpoint}
 
-    def file_system(self) -> Any:
-        """A client that is not the one of the code under test: it caches no listings."""
+    @cached_property
+    def client(self) -> Any:
+        """A file system that is not the one of the code under test, and caches no listings."""
         import s3fs
 
         known = {"key": CREDENTIALS["AWS_ACCESS_KEY_ID"], "secret": SECRET, "endpoint_url": self.endpoint}
@@ -46,7 +48,7 @@ class ObjectStore:
     def bucket(self) -> str:
         """Makes an empty bucket."""
         name = f"bucket-{secrets.token_hex(6)}"
-        self.file_system().mkdir(name)
+        self.client.mkdir(name)
         return name
 
     @contextmanager

@@ -130,6 +130,12 @@ def test_a_place_that_cannot_be_listed_is_not_an_empty_one(place: World, inbox: 
     assert not read_ledger(place.store).gone
 
 
+def test_a_location_that_is_a_file_is_refused(place: World, inbox: Path, clips: list[Path]) -> None:
+    with pytest.raises(SourceError, match="is no folder that can be listed"):
+        domain.ingest(place.store, domain.IngestSettings(location=str(clips[0])), lambda _: None)
+    assert domain.ingest(place.store, domain.IngestSettings(location=str(inbox)), lambda _: None).taken == []
+
+
 def test_a_poisoned_file_is_quarantined_with_its_reason_and_the_others_come_in(place: World, inbox: Path, clips: list[Path]) -> None:
     place.operate(ingest={"location": str(inbox), "attempts": 2})
     (inbox / "a.mp4").write_bytes(b"no video at all" * 100)

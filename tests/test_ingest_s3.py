@@ -39,7 +39,7 @@ def test_objects_become_videos_a_new_etag_supersedes_and_a_deletion_is_noticed(
     place: World, s3: ObjectStore, inbox: str, tmp_path: Path
 ) -> None:
     first, second, third = (clip_in(tmp_path, f"clip{seed}.mp4", seed, 4).read_bytes() for seed in range(3))
-    bucket = s3.file_system()
+    bucket = s3.client
     bucket.pipe({f"{inbox}/clip 1#ü.mp4": first, f"{inbox}/clip 1#é.mp4": second, f"{inbox}/notes.txt": b"x"})
     both = look(place)
     assert {place.store.source(video).uri for video in both} == {f"s3://{inbox}/clip 1#ü.mp4", f"s3://{inbox}/clip 1#é.mp4"}
@@ -78,7 +78,7 @@ def test_a_thousand_objects_at_once_are_each_taken_in_once_in_order_and_not_agai
     place: World, s3: ObjectStore, inbox: str, opened: list[str]
 ) -> None:
     names = [f"v{number}" for number in range(1000)]
-    s3.file_system().pipe({f"{inbox}/{name}.mp4": b"x" for name in names} | {f"{inbox}/{number}.txt": b"x" for number in range(50)})
+    s3.client.pipe({f"{inbox}/{name}.mp4": b"x" for name in names} | {f"{inbox}/{number}.txt": b"x" for number in range(50)})
     counts = [len(look(place, 1))]
     while counts[-1] < len(names) and len(counts) < 50:  # a slow machine opens fewer in the seconds of a tick
         counts.append(len(look(place, 1)))

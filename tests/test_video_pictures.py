@@ -171,7 +171,7 @@ class TestTimesFile:
             ("nan rgb/a.png", "line 2: 'nan' is not a time"),
             ("soon rgb/a.png", "line 2: 'soon' is not a time"),
             ("0.5 rgb/a.png", "line 2: 0.5 s does not come after 1 s"),
-            ("2 rgb/gone.png", "names gone.png, which is missing"),
+            ("2 rgb/gone.png", "names 'gone.png', which is missing"),
             ("2 ../../secret.png", "line 2: expected `seconds file` with a picture inside the folder"),
             ("2 /etc/secret.png", "line 2: expected `seconds file` with a picture inside the folder"),
             ("2", "line 2: expected `seconds file`"),

@@ -141,7 +141,7 @@ class TestAnyFileSystem:
 
     def test_a_video_in_a_bucket_is_read(self, tmp_path: Path, s3: ObjectStore) -> None:
         bucket = s3.bucket()
-        s3.file_system().put_file(str(write_video(tmp_path / "v.mp4", 12, faststart=False)), f"{bucket}/clips/v.mp4")
+        s3.client.put_file(str(write_video(tmp_path / "v.mp4", 12, faststart=False)), f"{bucket}/clips/v.mp4")
         (uri,) = expand_sources([f"s3://{bucket}/clips"])
         assert uri == f"s3://{bucket}/clips/v.mp4"
         assert numbers(uri) == list(range(12))
