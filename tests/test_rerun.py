@@ -303,7 +303,7 @@ def test_sensors_start_stopped_unless_the_store_says_otherwise(place: World) -> 
     [
         ("rerun: {atempts: 2}", "there is no setting rerun.atempts; did you mean rerun.attempts?"),
         ("rerun: {attempts: 0}", "rerun.attempts: Input should be greater than or equal to 1, found 0"),
-        ("- 1", "expected sections rerun, ingest, maintenance, exports, found tuple"),
+        ("- 1", "expected sections rerun, ingest, maintenance, exports, fleet, found tuple"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(tmp_path: Path, text: str, said: str) -> None:
