@@ -191,9 +191,10 @@ def exp_se3(xi: Tensor) -> tuple[Tensor, Tensor]:
 def transfer(problem: Problem, state: State, edges: Edges | None = None) -> tuple[Tensor, Tensor]:
     """Where each measured point should appear: (E, P, 2) pixels and (E, P) bool, in front of the destination camera."""
     edges = edges or problem.edges
-    rays = cameras.unproject(problem.uv, state.params, problem.model)
+    first, last = edges.span(slice(0, len(edges.source))) if len(edges.source) else (0, 0)
+    rays = cameras.unproject(problem.uv[first:last], state.params, problem.model)
     r, t = relative(state.rotation, state.translation, edges.source, edges.destination)
-    points = rays[edges.source] @ r.transpose(-1, -2) + t[:, None] * state.inverse_depth[edges.source].unsqueeze(-1)
+    points = rays[edges.source - first] @ r.transpose(-1, -2) + t[:, None] * state.inverse_depth[edges.source].unsqueeze(-1)
     return cameras.project(points, state.params, problem.model), points[..., 2] > problem.near
 
 
@@ -209,9 +210,14 @@ def residuals(problem: Problem, state: State) -> Tensor:
     return out
 
 
+def _rows_at_a_time(problem: Problem) -> int:
+    """Points that tensors of one pass may hold."""
+    return _GPU_CHUNK_ROWS if problem.edges.source.is_cuda else _CHUNK_ROWS
+
+
 def _chunks(problem: Problem) -> list[slice]:
-    """Runs of edges that hold whole source keyframes and about _CHUNK_ROWS points."""
-    limit = _GPU_CHUNK_ROWS if problem.edges.source.is_cuda else _CHUNK_ROWS
+    """Runs of edges that hold whole source keyframes and about as many points as are handled at a time."""
+    limit = _rows_at_a_time(problem)
     source, points = problem.edges.source, max(1, problem.edges.weight.shape[1])
     if len(source) == 0:
         return []
@@ -467,8 +473,15 @@ def _rays(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
     """Rays (K, P, 3) of all points and how the free intrinsics move them (K, P, 2, n), empty where none is free."""
     if not problem.intrinsics:
         return cameras.unproject(problem.uv, state.params, problem.model), state.params.new_zeros(0)
-    rays, d_ray = cameras.unproject_with_jacobian(problem.uv, state.params, problem.model, _intrinsic_columns(problem))
-    return rays, d_ray @ _intrinsic_basis(problem, state.params)
+    columns, basis = _intrinsic_columns(problem), _intrinsic_basis(problem, state.params)
+    count, points = problem.uv.shape[:2]
+    rays, d_ray = state.params.new_empty(count, points, 3), state.params.new_empty(count, points, 2, len(problem.intrinsics))
+    step = max(1, _rows_at_a_time(problem) // max(1, points))
+    for first in range(0, count, step):
+        part = slice(first, first + step)
+        rays[part], by_slot = cameras.unproject_with_jacobian(problem.uv[part], state.params, problem.model, columns)
+        d_ray[part] = by_slot @ basis
+    return rays, d_ray
 
 
 def _relative_tangent(problem: Problem, r: Tensor, t: Tensor) -> Tensor:
