@@ -283,7 +283,8 @@ class TestBadModel:
             pytest.skip("needs a folder in which even root cannot write")
         assert cli.main(["import", "colmap", str(root), "--store", "/proc/self/store"]) == 1
         (line,) = capfd.readouterr().err.splitlines()
-        assert "check space, permissions and address" in line
+        assert "the storage failed" in line
+        assert "check address, credentials, permissions and space" in line
 
     def test_missing_pictures_say_how_to_name_them(self, root: Path, store: VideoStore) -> None:
         (root / "images").rename(root / "photos")

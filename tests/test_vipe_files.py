@@ -219,7 +219,8 @@ class TestBadTree:
             pytest.skip("needs a folder in which even root cannot write")
         assert cli.main(["import", "vipe", str(tree), "--store", "/proc/self/store"]) == 1
         (line,) = capfd.readouterr().err.splitlines()
-        assert "check space, permissions and address" in line
+        assert "the storage failed" in line
+        assert "check address, credentials, permissions and space" in line
 
     def test_a_folder_that_is_no_tree_says_what_to_give(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["import", "vipe", str(tmp_path), "--store", str(tmp_path / "store")]) == 1
