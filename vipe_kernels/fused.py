@@ -60,6 +60,15 @@ def _distort(x, y, params, model):
 
 
 @compiled
+def _carried(r, t, ray, d):
+    """The homogeneous point (ray, inverse depth d) in the camera at (r, t), times d."""
+    X = r[0, 0] * ray[0] + r[0, 1] * ray[1] + r[0, 2] * ray[2] + t[0] * d
+    Y = r[1, 0] * ray[0] + r[1, 1] * ray[1] + r[1, 2] * ray[2] + t[1] * d
+    Z = r[2, 0] * ray[0] + r[2, 1] * ray[1] + r[2, 2] * ray[2] + t[2] * d
+    return X, Y, Z
+
+
+@compiled
 def _intrinsic_slope(code, x, y, xd, yd, fx, fy, model):
     """How a free intrinsic moves the pixel of the normalised point (x, y), distorted (xd, yd)."""
     if code == 0:
@@ -105,10 +114,7 @@ def linearise(
                 if trust <= 0.0:
                     continue
                 d = depth[k, p]
-                ray = rays[k, p]
-                X = r[0, 0] * ray[0] + r[0, 1] * ray[1] + r[0, 2] * ray[2] + t0 * d
-                Y = r[1, 0] * ray[0] + r[1, 1] * ray[1] + r[1, 2] * ray[2] + t1 * d
-                Z = r[2, 0] * ray[0] + r[2, 1] * ray[1] + r[2, 2] * ray[2] + t2 * d
+                X, Y, Z = _carried(r, t[e], rays[k, p], d)
                 iz = 1.0 / Z if near < Z else 0.0
                 x, y = X * iz, Y * iz
                 if near >= Z or x * x + y * y > limit:
@@ -192,10 +198,7 @@ def back_substitute(
                 if trust <= 0.0:
                     continue
                 d = depth[k, p]
-                ray = rays[k, p]
-                X = r[0, 0] * ray[0] + r[0, 1] * ray[1] + r[0, 2] * ray[2] + t0 * d
-                Y = r[1, 0] * ray[0] + r[1, 1] * ray[1] + r[1, 2] * ray[2] + t1 * d
-                Z = r[2, 0] * ray[0] + r[2, 1] * ray[1] + r[2, 2] * ray[2] + t2 * d
+                X, Y, Z = _carried(r, t[e], rays[k, p], d)
                 if near >= Z:
                     continue
                 iz = 1.0 / Z
@@ -289,10 +292,8 @@ def _motion_terms(points, target, weight, params, model, limit, r, t, scale2, H,
         distance[p] = 1e6
         if trust <= 0.0:
             continue
-        q0, q1, q2, d = points[p, 0], points[p, 1], points[p, 2], points[p, 3]
-        X = r[0, 0] * q0 + r[0, 1] * q1 + r[0, 2] * q2 + t[0] * d
-        Y = r[1, 0] * q0 + r[1, 1] * q1 + r[1, 2] * q2 + t[1] * d
-        Z = r[2, 0] * q0 + r[2, 1] * q1 + r[2, 2] * q2 + t[2] * d
+        d = points[p, 3]
+        X, Y, Z = _carried(r, t, points[p], d)
         if not 0.02 * math.sqrt(X * X + Y * Y + Z * Z) < Z:
             cost += trust * scale2
             continue

@@ -136,7 +136,7 @@ class Reduced:
         count = self.pattern.cameras
         start = np.searchsorted(self.pattern.rows.cpu().numpy(), np.arange(count + 1))
         blocks = (self.blocks[:-1].cpu().numpy(), self.pattern.columns.cpu().numpy(), start)
-        return sparse.bsr_array(blocks, shape=(6 * count, 6 * count)).tocsc()
+        return sparse.bsr_array(blocks, shape=(6 * count, 6 * count))
 
     def variance(self, gauge: Tensor, added: Tensor) -> Tensor:
         """Diagonal (6 N + n,) of the inverse of matrix + diag(added), with no motion along gauge (6 N + n,) of length 1 or 0.
@@ -157,7 +157,7 @@ class Reduced:
         if gauge.any():
             scale = float(np.abs(matrix.diagonal()).max())
             matrix = sparse.block_array([[matrix, scale * gauge[:, None]], [scale * gauge[None], None]])
-        factor = _factor(matrix.tocsc(), pivots=0.01)
+        factor = _factor(matrix, pivots=0.01)
         wanted = np.concatenate([(6 * np.arange(cameras)[:, None] + np.arange(3)).ravel(), np.arange(6 * cameras, size)])
         variance = np.full(size, np.nan)
         for first in range(0, len(wanted), _COLUMNS):

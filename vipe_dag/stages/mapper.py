@@ -271,9 +271,9 @@ class Mapper:
         """
         moving = [s.keyframes for s in segments if s.parallax]
         free, scene, config = self.intrinsics, self.scene, self.config
-        if not free or not any(len(keyframes) >= _CAMERA_KEYFRAMES for keyframes in moving):
+        keyframes = max(moving, key=len, default=())
+        if not free or len(keyframes) < _CAMERA_KEYFRAMES:
             return free
-        keyframes = max(moving, key=len)
         scales = config.global_scales[-2:]
         spread = config.prior_centre_std * max(scene.m.frames.width, scene.m.frames.height)
         centre = tuple(Intrinsic(name, float(scene.params[bundle.SLOTS[name][0]]), spread) for name in ("cx", "cy"))
