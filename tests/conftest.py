@@ -35,6 +35,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return quick_stages.install(monkeypatch)
 
 
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no pictures for Dagster and do not wait for the disk."""
+    import platform_worlds
+
+    platform_worlds.hurry(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A video of twelve frames."""

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-import platform_worlds
-import quick_stages
 from platform_worlds import clip_in
 from vipe_dag import cli
 from vipe_dag.config import load_config
@@ -18,13 +16,9 @@ from vipe_dag.pipeline import run_video, states
 from vipe_dag.store import VideoStore
 from vipe_dag.video import SourceRecord, open_source
 
+pytestmark = pytest.mark.usefixtures("hurried")
+
 CHANGED = "ba_poses.grid_columns=24"
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    platform_worlds.hurry(monkeypatch)
-    return quick_stages.install(monkeypatch)
 
 
 @pytest.fixture

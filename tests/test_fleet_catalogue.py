@@ -11,8 +11,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-import platform_worlds
-import quick_stages
 import vipe_dag
 from fleet_worlds import CORRUPT, FRAMES, GOOD, ONE, register, run, small_fleet
 from platform_worlds import ALL
@@ -26,6 +24,8 @@ from vipe_dag.fleet.reconcile import ShardState, shard_states
 from vipe_dag.fleet.shards import all_shards, shard_number, videos_of
 from vipe_dag.store import VideoStore
 
+pytestmark = pytest.mark.usefixtures("hurried")
+
 DOCUMENTATION = Path(__file__).parents[1] / "docs" / "fleet.md"
 CHANGED = load_config(overrides=["ba_poses.grid_columns=24"])
 
@@ -38,12 +38,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> VideoStore:
 @pytest.fixture
 def fleet(store: VideoStore) -> Fleet:
     return vipe_dag.open_fleet(store.root)
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    platform_worlds.hurry(monkeypatch)
-    return quick_stages.install(monkeypatch)
 
 
 @pytest.fixture

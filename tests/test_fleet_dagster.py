@@ -10,7 +10,6 @@ import dagster as dg
 import pytest
 
 import platform_worlds
-import quick_stages
 from assets_defs.assets import CONFIG_TAG, REQUEST_TAG
 from assets_defs.definitions import build_definitions
 from assets_defs.fleet import FAILED, SHARD, SHARD_JOB, SHARD_SENSOR
@@ -24,16 +23,12 @@ from vipe_dag.fleet.shards import members
 from vipe_dag.operations import MaintenanceSettings
 from vipe_dag.stale import change_digest
 
+pytestmark = pytest.mark.usefixtures("hurried")
+
 SHARDS = 2
 FLEET = {"enabled": True, "shards": SHARDS, "attempts": 2}
 NAMES = [f"{number}-of-{SHARDS}" for number in range(SHARDS)]
 CHANGED = {"aligned_depth": {"smoothing_rows": 3}}
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    platform_worlds.hurry(monkeypatch)
-    return quick_stages.install(monkeypatch)
 
 
 @pytest.fixture

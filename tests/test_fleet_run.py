@@ -26,14 +26,10 @@ from vipe_dag.fleet.shards import all_shards, members, parse_shard, shard_number
 from vipe_dag.pipeline import run_video, states
 from vipe_dag.store import VideoStore
 
+pytestmark = pytest.mark.usefixtures("hurried")
+
 VIDEOS = [f"v{number:02d}" for number in range(12)]
 PATIENCE_SECONDS = 120.0
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    platform_worlds.hurry(monkeypatch)
-    return quick_stages.install(monkeypatch)
 
 
 @pytest.fixture

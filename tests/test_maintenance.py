@@ -11,8 +11,6 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-import platform_worlds
-import quick_stages
 from assets_defs.definitions import build_definitions
 from assets_defs.instance import GONE, adopt, stored_versions
 from assets_defs.maintenance import MAINTENANCE_JOB, RECONCILE_JOB, prune
@@ -24,13 +22,9 @@ from vipe_dag.operations import MaintenanceSettings
 from vipe_dag.pipeline import run_video, wanted
 from vipe_dag.store import VideoStore
 
+pytestmark = pytest.mark.usefixtures("hurried")
+
 SETTINGS = [load_config(overrides=[f"keyframes.side={side}"]) for side in (320, 300, 280)]
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    platform_worlds.hurry(monkeypatch)
-    return quick_stages.install(monkeypatch)
 
 
 @pytest.fixture(scope="module")

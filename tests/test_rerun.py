@@ -12,7 +12,6 @@ from typing import Any
 import dagster as dg
 import pytest
 
-import platform_worlds
 import quick_stages
 from assets_defs.automation import AUTOMATION_SENSOR
 from assets_defs.coverage import COVERAGE
@@ -27,6 +26,8 @@ from vipe_dag.operations import load_operations
 from vipe_dag.pipeline import run_video, wanted
 from vipe_dag.stale import change_digest
 
+pytestmark = pytest.mark.usefixtures("hurried")
+
 BELOW_POSES = ["ba_poses", "dense_depth", "aligned_depth"]
 CHANGED = {"ba_poses": {"grid_columns": 24}}
 
@@ -34,12 +35,6 @@ CHANGED = {"ba_poses": {"grid_columns": 24}}
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clip_in(tmp_path_factory.mktemp("clips"))
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    platform_worlds.hurry(monkeypatch)
-    return quick_stages.install(monkeypatch)
 
 
 @pytest.fixture
