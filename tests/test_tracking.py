@@ -12,7 +12,6 @@ from scipy.ndimage import map_coordinates
 
 from engine_worlds import clip, frames
 from vipe_kernels import tracking
-from vipe_kernels.tracking import Tracker
 
 Image = NDArray[np.uint8]
 WIDTH, HEIGHT = 320, 240
@@ -94,7 +93,7 @@ def test_the_reported_spread_is_that_of_noise() -> None:
     uv, sigma = np.ascontiguousarray(uv[inner]), sigma[inner]
     rng = np.random.default_rng(0)
     noisy = [np.clip(image + rng.normal(0, 4.0, image.shape), 0, 255).astype(np.uint8) for _ in range(2)]
-    found, error = tracking.follow(Tracker.of(noisy[0]), Tracker.of(noisy[1]), uv, uv)
+    found, error = tracking.follow(tracking.prepared(noisy[0]), tracking.prepared(noisy[1]), uv, uv)
     ratio = np.linalg.norm(found - uv, axis=1) / sigma
     assert 0.3 < np.median(ratio[np.isfinite(error)]) < 3.0
 
@@ -107,7 +106,7 @@ def test_the_reported_spread_is_that_of_noise() -> None:
 def test_a_shift_is_followed_to_a_tenth_of_a_pixel(x: float, y: float, seed: int) -> None:
     image = picture(seed)
     uv = corners(image)
-    found, error = tracking.follow(Tracker.of(image), Tracker.of(warp(image, shift(x, y))), uv, uv)
+    found, error = tracking.follow(tracking.prepared(image), tracking.prepared(warp(image, shift(x, y))), uv, uv)
     good = error < 0.5
     miss = np.linalg.norm(found - moved(uv, shift(x, y)), axis=1)
     assert good.mean() > 0.95
@@ -122,7 +121,7 @@ def test_an_affine_warp_is_followed_from_a_rough_guess(angle: float, scale: floa
     matrix = np.vstack([cv2.getRotationMatrix2D((WIDTH / 2, HEIGHT / 2), angle, scale), [0, 0, 1]])
     uv = corners(image)
     guess = moved(uv, matrix) + np.random.default_rng(0).uniform(-2, 2, uv.shape).astype(np.float32)
-    found, error = tracking.follow(Tracker.of(image), Tracker.of(warp(image, matrix)), uv, guess)
+    found, error = tracking.follow(tracking.prepared(image), tracking.prepared(warp(image, matrix)), uv, guess)
     good = error < 0.5
     miss = np.linalg.norm(found - moved(uv, matrix), axis=1)
     assert good.mean() > 0.9
@@ -134,7 +133,7 @@ def test_what_is_hidden_fails_the_way_back() -> None:
     target = warp(image, shift(2.0, 1.0))
     target[80:160, 100:220] = other[80:160, 100:220]
     uv = corners(image)
-    _, error = tracking.follow(Tracker.of(image), Tracker.of(target), uv, uv + np.float32([2.0, 1.0]))
+    _, error = tracking.follow(tracking.prepared(image), tracking.prepared(target), uv, uv + np.float32([2.0, 1.0]))
     hidden = (uv[:, 0] > 112) & (uv[:, 0] < 205) & (uv[:, 1] > 92) & (uv[:, 1] < 146)
     clear = (uv[:, 0] < 80) | (uv[:, 0] > 240)
     assert hidden.sum() >= 8
@@ -145,7 +144,7 @@ def test_what_is_hidden_fails_the_way_back() -> None:
 def test_what_leaves_the_picture_is_lost() -> None:
     image = picture()
     uv = corners(image)
-    found, error = tracking.follow(Tracker.of(image), Tracker.of(warp(image, shift(60, 0))), uv, uv + np.float32([60, 0]))
+    found, error = tracking.follow(tracking.prepared(image), tracking.prepared(warp(image, shift(60, 0))), uv, uv + np.float32([60, 0]))
     gone = uv[:, 0] > WIDTH - 60
     assert np.isinf(error[gone]).all()
     assert (found[np.isfinite(error), 0] <= WIDTH - 3).all()
@@ -158,7 +157,7 @@ def test_a_change_of_exposure_is_not_motion(gain: float, offset: float) -> None:
     ramp = np.linspace(0.9, 1.1, WIDTH)[None, :]  # vignetting, too
     target = np.clip(gain * ramp * warp(image, shift(1.3, -0.7)).astype(np.float64) + offset, 0, 255).astype(np.uint8)
     uv = corners(image)
-    found, error = tracking.follow(Tracker.of(image), Tracker.of(target), uv, uv)
+    found, error = tracking.follow(tracking.prepared(image), tracking.prepared(target), uv, uv)
     good = error < 0.5
     assert good.mean() > 0.9
     assert np.median(np.linalg.norm(found - moved(uv, shift(1.3, -0.7)), axis=1)[good]) < 0.1
@@ -170,7 +169,7 @@ def test_normalising_keeps_flat_areas_grey() -> None:
 
 
 def test_nothing_to_follow_is_no_error() -> None:
-    tracker, none = Tracker.of(picture()), np.zeros((0, 2), np.float32)
+    tracker, none = tracking.prepared(picture()), np.zeros((0, 2), np.float32)
     found, error = tracking.follow(tracker, tracker, none, none)
     assert found.shape == (0, 2)
     assert error.shape == (0,)
@@ -305,7 +304,7 @@ def test_the_same_pictures_give_the_same_answer_bit_for_bit() -> None:
         pairs = tracking.match(a, b)
         uv, sigma = tracking.grid_corners(image, 16)
         points = uv.reshape(-1, 2)
-        followed = tracking.follow(Tracker.of(image), Tracker.of(other), points, points)
+        followed = tracking.follow(tracking.prepared(image), tracking.prepared(other), points, points)
         verified = tracking.verify(a.uv[pairs[:, 0]], b.uv[pairs[:, 1]], 1.0)
         return [a.uv, a.descriptor, pairs, uv, sigma, *followed, verified, tracking.dense_seed(image, other)]
 

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vipe_kernels import cameras, fused
+from vipe_kernels import cameras, fused, parallel
 from vipe_kernels.backend import backend_for
 from vipe_kernels.reduced import Pattern, Reduced, order_in_source, places
 
@@ -352,7 +352,7 @@ def back_substitute_compiled(
     def task(a: int, b: int) -> None:
         fused.back_substitute(a, b, *common, scale * scale, problem.near, *moves, out)
 
-    fused.threaded(task, len(out), n)
+    parallel.spans(task, len(out), n)
     return torch.from_numpy(out)
 
 
@@ -392,7 +392,7 @@ def linearise_compiled(
     def task(a: int, b: int) -> None:
         fused.linearise(a, b, *common, scale * scale, problem.near, problem.rotation_only, *sums)
 
-    fused.threaded(task, span, edges * points)
+    parallel.spans(task, span, edges * points)
     Hjj, gj, Hjk, Hkk, gk, E, C, w = (torch.from_numpy(x) for x in sums[:-1])
     return Sums(Hjj, gj, Hjk, Hkk.sum(0), gk.sum(0), E, C, w, float(totals[:, 0].sum()), float(totals[:, 1].sum()))
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vipe_kernels.flow import single_threaded_opencv
+from vipe_kernels.parallel import single_threaded_opencv
 
 F32 = NDArray[np.float32]
 

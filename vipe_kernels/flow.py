@@ -7,8 +7,6 @@ threads. Everything here therefore runs OpenCV with one thread; parallelism belo
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import overload
 
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vipe_kernels.backend import backend_for
+from vipe_kernels.parallel import single_threaded_opencv
 
 F32 = NDArray[np.float32]
 
@@ -31,28 +30,7 @@ PRESETS = {
 """Preset of OpenCV, the finest level of the pyramid (the flow is found at 1/2^level of the image and enlarged bilinearly), and the steps of
 variational refinement per level. Down to single pixels that refinement costs half of the time and smooths more than it corrects."""
 
-_lock = threading.Lock()
-_depth = 0
-_outer_threads = 0
 _local = threading.local()
-
-
-@contextmanager
-def single_threaded_opencv() -> Iterator[None]:
-    """OpenCV uses one thread inside (whole process; re-entrant and shared by threads; the former setting returns with the last exit)."""
-    global _depth, _outer_threads
-    with _lock:
-        if _depth == 0:
-            _outer_threads = cv2.getNumThreads()
-            cv2.setNumThreads(1)
-        _depth += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _depth -= 1
-            if _depth == 0:
-                cv2.setNumThreads(_outer_threads)
 
 
 @lru_cache(maxsize=8)

@@ -8,8 +8,6 @@ nothing, and the order of every sum, hence every bit of the result, is the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -22,17 +20,6 @@ Float = NDArray[np.float64]
 
 MODEL_CODES = {"pinhole": 0, "brown": 1, "fisheye": 2}
 INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2, "cx": 3, "cy": 4}
-
-
-def threaded(task: Callable[[int, int], None], count: int, work: int) -> None:
-    """Run task(first, last) over range(count), on as many threads as torch uses where `work` inner steps are worth it."""
-    threads = min(torch.get_num_threads(), count) if work > 20_000 else 1
-    if threads <= 1:
-        task(0, count)
-        return
-    bounds = np.linspace(0, count, threads + 1).astype(int)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(task, bounds[:-1].tolist(), bounds[1:].tolist()))
 
 
 def view_limit(params: Float, model: str) -> float:

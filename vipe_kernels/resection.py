@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vipe_kernels import cameras, fused
+from vipe_kernels import cameras, fused, parallel
 from vipe_kernels.backend import backend_for
 from vipe_kernels.bundle import exp_se3
 
@@ -116,7 +116,7 @@ def minimise_compiled(
     def task(first: int, last: int) -> None:
         fused.resect(first, last, p, target, weight, k, fused.MODEL_CODES[model], limit, squared, steps, r, t, H, distance)
 
-    fused.threaded(task, frames, weights.numel() * len(scales) * steps)
+    parallel.spans(task, frames, weights.numel() * len(scales) * steps)
     return torch.from_numpy(r), torch.from_numpy(t), torch.from_numpy(H), torch.from_numpy(distance)
 
 

@@ -12,10 +12,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vipe_kernels import following
+from vipe_kernels.following import Pyramid
+
 Gray = NDArray[np.uint8]
 Points = NDArray[np.float32]
 
-_LK_CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.01)
 _NOISE = 4.0
 """Standard deviation of normalised grey levels that is not signal: sensor noise and compression."""
 
@@ -34,16 +36,9 @@ def normalise(gray: Gray) -> Gray:
     return np.clip(128.0 + 40.0 * (image - mean) / (np.sqrt(np.maximum(variance, 0.0)) + 8.0), 0, 255).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class Tracker:
-    """One image made ready for point tracking: locally normalised, with the side of the window that Lucas-Kanade compares."""
-
-    image: Gray
-    window: int
-
-    @classmethod
-    def of(cls, gray: Gray) -> Tracker:
-        return cls(normalise(gray), round(7 * pixel_unit(gray.shape[1], gray.shape[0])) * 2 + 1)
+def prepared(gray: Gray) -> Pyramid:
+    """One image made ready for point tracking: locally normalised, with patches 15 pixels wide in a 640-pixel picture."""
+    return Pyramid(normalise(gray), round(7 * pixel_unit(gray.shape[1], gray.shape[0])))
 
 
 def grid_corners(image: Gray, columns: int) -> tuple[Points, NDArray[np.float32]]:
@@ -93,39 +88,17 @@ def sample(field: NDArray[np.float32], uv: Points) -> NDArray[np.float32]:
     return np.asarray(out, np.float32).reshape(len(padded), -1)[: len(uv)]
 
 
-def follow(source: Tracker, target: Tracker, uv: Points, guess: Points, level: int = 1) -> tuple[Points, NDArray[np.float32]]:
+def follow(source: Pyramid, target: Pyramid, uv: Points, guess: Points, level: int = 1) -> tuple[Points, NDArray[np.float32]]:
     """Lucas-Kanade from a guess, forward and backward.
 
     uv, guess (N, 2) float32. Returns the positions in the target (N, 2) and the forward-backward error (N,) in pixels,
     inf where lost or outside.
     """
-    if len(uv) == 0:
-        return uv.copy(), np.zeros(0, np.float32)
-    window = (source.window, source.window)
-    flags = cv2.OPTFLOW_USE_INITIAL_FLOW
-    start, aim = uv.reshape(-1, 1, 2), np.ascontiguousarray(guess, np.float32).reshape(-1, 1, 2)
-    there, ok, _ = cv2.calcOpticalFlowPyrLK(
-        source.image,
-        target.image,
-        start,
-        aim.copy(),
-        winSize=window,
-        maxLevel=level,
-        criteria=_LK_CRITERIA,
-        flags=flags,
-        minEigThreshold=1e-5,
-    )
-    # The way back starts from where the guess would have put it, not from the answer, or every point would look consistent.
-    hint = (there - (aim - start)).astype(np.float32)
-    back, ok_back, _ = cv2.calcOpticalFlowPyrLK(
-        target.image, source.image, there, hint, winSize=window, maxLevel=level, criteria=_LK_CRITERIA, flags=flags, minEigThreshold=1e-5
-    )
-    there, back = there.reshape(-1, 2), back.reshape(-1, 2)
+    there, back, found = following.follow(source, target, uv, guess, level)
     error = np.linalg.norm(back - uv, axis=1)
     height, width = target.image.shape
     inside = (there[:, 0] >= 2) & (there[:, 1] >= 2) & (there[:, 0] <= width - 3) & (there[:, 1] <= height - 3)
-    good = (ok.ravel() > 0) & (ok_back.ravel() > 0) & inside & np.isfinite(error)
-    return there.astype(np.float32), np.where(good, error, np.inf).astype(np.float32)
+    return there, np.where(found & inside, error, np.inf).astype(np.float32)
 
 
 @dataclass(frozen=True)

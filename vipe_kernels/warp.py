@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vipe_kernels.cameras import project, unproject_valid
 from vipe_kernels.compiled import compiled
-from vipe_kernels.flow import single_threaded_opencv
+from vipe_kernels.parallel import single_threaded_opencv
 
 F32 = NDArray[np.float32]
 

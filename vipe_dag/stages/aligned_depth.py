@@ -15,7 +15,7 @@ from vipe_dag.results import AlignedBlock, BaPoses
 from vipe_dag.sequence import DepthSequence, FrameSequence
 from vipe_dag.stages.dense_depth import BLOCK, CONFIDENCE_HALF, confidence_of, relative_std_of
 from vipe_dag.stages.sparse_depth import SparseDepth
-from vipe_kernels.flow import single_threaded_opencv
+from vipe_kernels.parallel import single_threaded_opencv
 from vipe_kernels.robust_fit import AffineFit, agreeing_mean, fit_affine
 from vipe_kernels.warp import forward_splat, pixel_rays, reproject
 

@@ -20,7 +20,8 @@ from vipe_dag.stages.neighbours import Neighbours
 from vipe_dag.stages.sparse_depth import SparseDepth, surface_through
 from vipe_kernels.cameras import scale_params
 from vipe_kernels.completion import redraw_edges, spread
-from vipe_kernels.flow import dense_flow, forward_backward_error, pixel_grid, single_threaded_opencv, structure_tensor, texture_along
+from vipe_kernels.flow import dense_flow, forward_backward_error, pixel_grid, structure_tensor, texture_along
+from vipe_kernels.parallel import single_threaded_opencv
 from vipe_kernels.triangulate import triangulate as triangulate_pixels
 from vipe_kernels.warp import pixel_rays, reproject
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from vipe_dag.sequence import FrameSequence
 from vipe_kernels import tracking
-from vipe_kernels.tracking import Features, Tracker
+from vipe_kernels.following import Pyramid
+from vipe_kernels.tracking import Features
 
 Array = NDArray[np.float32]
 T = TypeVar("T")
@@ -116,8 +117,8 @@ class Measurements:
     def gray(self, row: int) -> NDArray[np.uint8]:
         return self._gray.get(row, lambda: gray(self.frames, row))
 
-    def tracker(self, row: int) -> Tracker:
-        return self._tracker.get(row, lambda: Tracker.of(self.gray(row)))
+    def tracker(self, row: int) -> Pyramid:
+        return self._tracker.get(row, lambda: tracking.prepared(self.gray(row)))
 
     def dense(self, source_row: int, destination_row: int) -> Array:
         """Coarse dense flow between two rows at half resolution: (H // 2, W // 2, 2), in half-resolution pixels."""

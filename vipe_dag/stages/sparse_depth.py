@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vipe_dag.results import BaPoses
 from vipe_kernels.cameras import in_view, project, unproject
 from vipe_kernels.completion import spread
-from vipe_kernels.flow import single_threaded_opencv
+from vipe_kernels.parallel import single_threaded_opencv
 
 F32 = NDArray[np.float32]
 
