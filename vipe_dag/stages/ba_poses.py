@@ -23,6 +23,7 @@ from vipe_dag.stages.mapping import Map, noise
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic
+from vipe_kernels.parallel import single_threaded_opencv
 
 Float = NDArray[np.float64]
 _INLIER_PX = 2.0
@@ -67,9 +68,8 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
     for segment in segments:
         if len(segment.keyframes) < 2:
             continue
-        problem, state, keys = scene.problem(
-            segment.keyframes[1:], segment.keyframes[:1], free if segment.parallax else (), not segment.parallax
-        )
+        part = scene.part(segment.keyframes[1:], segment.keyframes[:1], free if segment.parallax else (), not segment.parallax)
+        problem, state, keys = part.problem, part.state, part.keys
         distance = bundle.residuals(problem, state).numpy()
         weight = np.where(np.isfinite(distance), problem.edges.weight.numpy(), np.float32(0))
         np.nan_to_num(distance, copy=False)
@@ -86,22 +86,26 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
             quality.median_px[k] = np.median(d[w > 0]) if (w > 0).any() else np.nan
             w, d = weight[rows].astype(np.float64), distance[rows]
             with np.errstate(invalid="ignore", divide="ignore"):
-                quality.residual_px[k] = (w * np.minimum(d, 10 * scene.m.unit)).sum(0) / w.sum(0)
+                residual = (w * np.minimum(d, 10 * scene.m.unit)).sum(0) / w.sum(0)
+            quality.residual_px[k, part.points[position]] = residual[: len(part.points[position])]
         if segment.parallax:
             found = bundle.posterior(problem, state, scale)
             sigma = noise(problem, state)
             relative = found.depth_std.numpy() * sigma / state.inverse_depth.numpy()
-            quality.valid[keys] = (relative < config.max_depth_std) & (quality.residual_px[keys] < _INLIER_PX * scene.m.unit)
+            for k, index, spread in zip(keys, part.points, relative, strict=True):
+                known = spread[: len(index)] < config.max_depth_std
+                quality.valid[k, index] = known & (quality.residual_px[k, index] < _INLIER_PX * scene.m.unit)
             quality.position_std[keys] = found.position_std.numpy() * sigma
             if free and len(keys) > most:
                 most = len(keys)
                 std = found.intrinsic_std.numpy() * sigma
-                for known, spread in zip(free, std, strict=True):
-                    slots = list(bundle.SLOTS[known.name])
-                    quality.params_std[slots] = scene.params[slots] * spread if known.name == "focal" else spread
+                for moved, spread in zip(free, std, strict=True):
+                    slots = list(bundle.SLOTS[moved.name])
+                    quality.params_std[slots] = scene.params[slots] * spread if moved.name == "focal" else spread
     return quality
 
 
+@single_threaded_opencv()
 def solve(
     frames: FrameSequence, keyframes: Keyframes, intrinsics: Intrinsics, config: BaPosesConfig, progress: Progress | None = None
 ) -> BaPoses:
@@ -112,9 +116,8 @@ def solve(
     """
     tell = progress or (lambda _phase, _share: None)
     measurements = Measurements(frames, config.grid_columns, config.matches)
-    for row in keyframes.keyframe:
-        measurements.add(int(row))
-        tell("features", len(measurements.keyframes) / len(keyframes.keyframe))
+    rows = [int(row) for row in keyframes.keyframe]
+    measurements.add(rows, lambda: tell("features", len(measurements.keyframes) / len(rows)))
     scene = Map(measurements, intrinsics.camera_model, intrinsics.params)
     free = free_intrinsics(intrinsics, config, max(frames.width, frames.height))
     mapper = Mapper(scene, config, free, keyframes.segment[keyframes.keyframe])

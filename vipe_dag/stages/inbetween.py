@@ -13,12 +13,15 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.mapping import Map
+from vipe_kernels import parallel
 from vipe_kernels.resection import Resections, resect_batch
 
 Float = NDArray[np.float64]
 
 _BATCH = 16
 _LEVELS = 2
+_POINTS = 320
+"""Of each keyframe that a frame is posed from: six unknowns need no more, and errors of neighbours are alike."""
 _WEAK = 0.5
 """Share of weight within 3 px below which a frame is followed again, from dense flow instead of interpolation."""
 
@@ -82,24 +85,34 @@ def _keep(
         poses.position_std[row] = float(found.position_std[i]) * sigma if moves else 0.0
 
 
+def _spread(trust: Float, most: int) -> NDArray[np.intp]:
+    """At most so many of the points that are trusted, evenly over the grid."""
+    known = np.flatnonzero(trust > 0)
+    return known if len(known) <= most else known[np.linspace(0, len(known) - 1, most).round().astype(int)]
+
+
 def _resect(
     scene: Map, keyframes: tuple[int, int], rows: Sequence[int], rotation: Float, translation: Float, trust: dict[int, Float], dense: bool
 ) -> Resections:
     """Follow the corners of both keyframes into each row and solve all rows together."""
-    m, count = scene.m, scene.m.grid_count
-    points = np.concatenate([scene.world_points(k)[:count] for k in keyframes])
+    m = scene.m
+    chosen = [_spread(trust[k], _POINTS) for k in keyframes]
+    bounds = np.cumsum([0, *(len(index) for index in chosen)])
+    points = np.concatenate([scene.world_points(k)[index] for k, index in zip(keyframes, chosen, strict=True)])
     targets = np.zeros((len(rows), len(points), 2))
     weights = np.zeros((len(rows), len(points)))
-    for i, row in enumerate(rows):
-        for side, k in enumerate(keyframes):
-            known = trust[k] > 0
+
+    def measure(i: int) -> None:
+        for side, (k, index) in enumerate(zip(keyframes, chosen, strict=True)):
+            part = slice(bounds[side], bounds[side + 1])
             if dense:
-                guess = m.carry(m.keyframes[k].uv[:count], m.keyframes[k].row, row)
+                guess = m.carry(m.keyframes[k].uv[index], m.keyframes[k].row, rows[i])
             else:
-                guess = scene.predict_pose(k, rotation[i], translation[i])[:count].astype(np.float32)
-            target, weight = m.follow(k, row, guess, level=_LEVELS, which=known)
-            part = slice(side * count, (side + 1) * count)
-            targets[i, part], weights[i, part] = target, weight * trust[k]
+                guess = scene.predict_pose(k, rotation[i], translation[i], index).astype(np.float32)
+            targets[i, part], weight = m.follow(k, rows[i], guess, level=_LEVELS, which=index)
+            weights[i, part] = weight * trust[k][index]
+
+    parallel.each(measure, range(len(rows)))
     return resect_batch(
         torch.from_numpy(points).expand(len(rows), -1, -1),
         torch.from_numpy(targets),

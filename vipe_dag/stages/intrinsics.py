@@ -21,6 +21,7 @@ from vipe_dag.stages.launch import launch
 from vipe_dag.stages.mapping import Map, intrinsic_std, pixels_schedule
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels.bundle import Intrinsic
+from vipe_kernels.parallel import single_threaded_opencv
 
 Float = NDArray[np.float64]
 
@@ -73,18 +74,12 @@ def measure_parallax(scene: Map, window: Sequence[int]) -> float:
 def windows_of(measurements: Measurements, keyframes: Keyframes, config: IntrinsicsConfig, scene: Map, at_most: int) -> list[Window]:
     """The windows with the most parallax, best first. Adds their keyframes to the measurements and their sequential edges to the map."""
     candidates = window_starts(keyframes.segment[keyframes.keyframe], config.window, 2 * at_most)
-    position: dict[int, int] = {}
+    wanted = list(dict.fromkeys(index for candidate in candidates for index in candidate))
+    position = dict(zip(wanted, measurements.add([int(keyframes.keyframe[index]) for index in wanted]), strict=True))
     found = []
     for candidate in candidates:
-        for index in candidate:
-            if index not in position:
-                position[index] = measurements.add(int(keyframes.keyframe[index]))
         local = [position[index] for index in candidate]
-        order = {k: i for i, k in enumerate(local)}
-        for step in (1, 2):
-            for a, b in zip(local[:-step], local[step:], strict=False):
-                if order[b] - order[a] == step:
-                    scene.connect(a, b, through=local)
+        scene.connect([pair for step in (1, 2) for pair in zip(local[:-step], local[step:], strict=True)], through=local)
         found.append(Window(tuple(local), measure_parallax(scene, local)))
     found.sort(key=lambda window: -window.parallax)
     chosen: list[Window] = []
@@ -94,6 +89,7 @@ def windows_of(measurements: Measurements, keyframes: Keyframes, config: Intrins
     return chosen
 
 
+@single_threaded_opencv()
 def calibrate(
     frames: FrameSequence,
     keyframes: Keyframes,
@@ -123,8 +119,8 @@ def calibrate(
     if not useful:
         return unknown
     for window in useful:
-        for i, j in neighbours(len(window.keyframes), config.radius):
-            scene.connect(window.keyframes[i], window.keyframes[j], through=window.keyframes)
+        pairs = [(window.keyframes[i], window.keyframes[j]) for i, j in neighbours(len(window.keyframes), config.radius)]
+        scene.connect(pairs, through=window.keyframes)
     free = [k for window in useful for k in window.keyframes[1:]]
     fixed = [window.keyframes[0] for window in useful]
     schedule = pixels_schedule(config.scales, (6,) * len(config.scales), measurements.unit)

@@ -7,7 +7,7 @@ shows another place begins a world of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from vipe_dag.stages.intrinsics import measure_parallax
 from vipe_dag.stages.launch import launch, rotating
 from vipe_dag.stages.mapping import Map, intrinsic_std, pixels_schedule
 from vipe_dag.stages.revisits import far_pairs, likeness
-from vipe_kernels import bundle
+from vipe_kernels import bundle, parallel
 from vipe_kernels.bundle import Intrinsic, Report
 
 _CAMERA_KEYFRAMES = 8
@@ -63,6 +63,11 @@ def runs(keyframes: Sequence[int], shot: NDArray[np.int32]) -> list[tuple[int, .
         else:
             found.append([k])
     return [tuple(run) for run in found]
+
+
+def both_ways(pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Each pair and its reverse."""
+    return [ordered for a, b in pairs for ordered in ((a, b), (b, a))]
 
 
 def best_start(scene: Map, candidates: Sequence[tuple[int, ...]], length: int) -> tuple[tuple[int, ...], float]:
@@ -129,16 +134,15 @@ class Mapper:
 
     def connect_sequence(self, keyframes: tuple[int, ...], radius: int) -> None:
         """Measure each keyframe against its `radius` predecessors, both ways."""
-        for position, k in enumerate(keyframes):
-            for other in keyframes[max(0, position - radius) : position]:
-                self.scene.connect_both(other, k, through=keyframes)
+        pairs = [(other, k) for at, k in enumerate(keyframes) for other in keyframes[max(0, at - radius) : at]]
+        self.scene.connect(both_ways(pairs), through=keyframes)
 
     def begin(self, start: tuple[int, ...]) -> bool:
         """Place a window of keyframes; False, and nothing is placed, where no cameras explain most of what was measured."""
         self.connect_sequence(start, self.config.radius)
         launch(self.scene, start, self.config.start_scales, thorough=True)
-        problem, state, _ = self.scene.problem(start[1:], start[:1])
-        weight, distance = problem.edges.weight.numpy(), bundle.residuals(problem, state).numpy()
+        part = self.scene.part(start[1:], start[:1])
+        weight, distance = part.problem.edges.weight.numpy(), bundle.residuals(part.problem, part.state).numpy()
         agrees = weight * (distance < 2.0 * self.unit)
         if agrees.sum() > _HOLDS * weight.sum() and (agrees > 0.05).any(0).sum() >= _ENOUGH_POINTS:
             return True
@@ -198,8 +202,7 @@ class Mapper:
     def attach(self, k: int, near: list[int]) -> bool:
         """Measure a keyframe against posed neighbours and pose it from them; False, and nothing is left of it, where it does not fit."""
         chain = tuple(sorted((k, *near)))
-        for other in near:
-            self.scene.connect_both(other, k, through=chain)
+        self.scene.connect(both_ways((other, k) for other in near), through=chain)
         return self.fits(k, near, self.config.min_inliers)
 
     def fits(self, k: int, known: list[int], inliers: float) -> bool:
@@ -243,7 +246,7 @@ class Mapper:
             return False
         for other in known:
             del self.scene.edges[(other, k)]
-            self.scene.connect_both(other, k)
+        self.scene.connect(both_ways((other, k) for other in known))
         return True
 
     def local(self, k: int, keyframes: tuple[int, ...], anchor: int) -> None:
@@ -316,12 +319,11 @@ class Mapper:
         measured again from where their points then are.
         """
         config, scene = self.config, self.scene
-        added = []
-        for a, b in far_pairs(scene, keyframes, config.radius, config.revisits):
-            if (a, b) not in scene.edges and len(scene.m.matches(a, b)):
-                scene.connect_both(a, b)
-                added.append((a, b))
-                progress()
+        candidates = [pair for pair in far_pairs(scene, keyframes, config.radius, config.revisits) if pair not in scene.edges]
+        matched = parallel.each(lambda pair: len(scene.m.matches(*pair)) > 0, candidates)
+        added = [pair for pair, known in zip(candidates, matched, strict=True) if known]
+        scene.connect(both_ways(added))
+        progress()
         if not added:
             return False
         gap = self.gap(added)
@@ -331,7 +333,7 @@ class Mapper:
             self.everything(keyframes, wide, config.global_steps, self.intrinsics)
             for a, b in added:
                 del scene.edges[(a, b)], scene.edges[(b, a)]
-                scene.connect_both(a, b)
+            scene.connect(both_ways(added))
         self.everything(keyframes, config.global_scales, config.global_steps, self.intrinsics)
         return True
 

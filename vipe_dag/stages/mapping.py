@@ -6,6 +6,7 @@ World frame: the camera of the first keyframe of the map; scale: the median inve
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,29 +14,44 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from vipe_dag.stages.measurements import Edge, Measurements
-from vipe_kernels import bundle, cameras
+from vipe_dag.stages.measurements import Cache, Edge, Measurements
+from vipe_kernels import bundle, cameras, parallel
 from vipe_kernels.bundle import Edges, Intrinsic, Problem, Report, Schedule, State
 from vipe_kernels.resection import Resection, resect
 
 Float = NDArray[np.float64]
 
 _CORRELATION = 4.0
+_CACHED_RAYS = 64
+"""Keyframes whose rays are kept while the camera stays the same."""
 _SAMPLE = 2_000_000
 """Measurements that are enough for a median."""
 
 
-def assemble(edges: Sequence[Edge], local: dict[int, int], points: int) -> Edges:
-    """Edges between keyframes listed in `local` (keyframe -> position, ascending) as tensors."""
-    chosen = [e for e in edges if e.source in local and e.destination in local]
-    if not chosen:
-        return Edges(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), torch.empty(0, points, 2), torch.empty(0, points))
-    chosen.sort(key=lambda e: e.source)
-    target, weight = np.zeros((len(chosen), points, 2), np.float32), np.zeros((len(chosen), points), np.float32)
+def assemble(edges: Sequence[Edge], local: dict[int, int], points: Sequence[NDArray[np.intp]], width: int) -> Edges:
+    """Edges between keyframes listed in `local` (keyframe -> position, ascending) as tensors with a column for each of the `points` of a
+    keyframe (ascending), `width` in all."""
+    if not edges:
+        return Edges(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), torch.empty(0, width, 2), torch.empty(0, width))
+    target, weight = np.zeros((len(edges), width, 2), np.float32), np.zeros((len(edges), width), np.float32)
+    chosen = sorted(edges, key=lambda e: e.source)
     for row, e in enumerate(chosen):
-        target[row, e.index], weight[row, e.index] = e.target, e.weight
+        known = points[local[e.source]]
+        column = np.searchsorted(known, e.index)
+        kept = known[np.minimum(column, len(known) - 1)] == e.index
+        target[row, column[kept]], weight[row, column[kept]] = e.target[kept], e.weight[kept]
     ends = torch.tensor([(local[e.source], local[e.destination]) for e in chosen])
     return Edges(ends[:, 0].contiguous(), ends[:, 1].contiguous(), torch.from_numpy(target), torch.from_numpy(weight))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some keyframes of a map as a problem: keys, ascending, and which points of each (`points`, ascending) its columns are."""
+
+    problem: Problem
+    state: State
+    keys: list[int]
+    points: list[NDArray[np.intp]]
 
 
 def align_rays(a: Float, b: Float, weight: Float) -> Float:
@@ -62,45 +78,55 @@ class Map:
         self.translation: dict[int, Float] = {}
         self.inverse_depth: dict[int, Float] = {}
         self.steps = 0
+        self._rays = Cache(_CACHED_RAYS)
 
     # -- measurements ------------------------------------------------------------------------------------------------------------------
 
-    def connect(self, source: int, destination: int, through: Sequence[int] = ()) -> Edge:
-        """Measure an edge once: from where the map says the points are if both ends are posed, else along the keyframes
-        of `through` between."""
-        key = (source, destination)
-        if key not in self.edges:
-            guess = self.predict(source, destination)
-            if guess is None:
-                ends = [list(through).index(k) for k in key] if source in through and destination in through else None
-                step = 0 if ends is None else (1 if ends[1] > ends[0] else -1)
-                path = [source, destination] if ends is None else [through[i] for i in range(ends[0], ends[1] + step, step)]
-                guess = self.m.chain(path)
-            self.edges[key] = self.m.edge(source, destination, guess)
-        return self.edges[key]
+    def connect(self, pairs: Iterable[tuple[int, int]], through: Sequence[int] = ()) -> None:
+        """Measure ordered pairs (source, destination) of keyframes, each once, many at a time."""
+        missing = [pair for pair in dict.fromkeys(pairs) if pair not in self.edges]
+        together: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for a, b in missing:
+            together.setdefault((min(a, b), max(a, b)), []).append((a, b))
+        measured = parallel.each(lambda group: [self._measure(*pair, through) for pair in group], together.values())
+        found = {(edge.source, edge.destination): edge for group in measured for edge in group}
+        self.edges.update((pair, found[pair]) for pair in missing)
 
-    def connect_both(self, a: int, b: int, through: Sequence[int] = ()) -> None:
-        """Measure two keyframes against each other."""
-        self.connect(a, b, through)
-        self.connect(b, a, through)
+    def _measure(self, source: int, destination: int, through: Sequence[int]) -> Edge:
+        """From where the map says the points are if both ends are posed, else along the keyframes of `through` between."""
+        guess = self.predict(source, destination)
+        if guess is None:
+            ends = [list(through).index(k) for k in (source, destination)] if source in through and destination in through else None
+            step = 0 if ends is None else (1 if ends[1] > ends[0] else -1)
+            path = [source, destination] if ends is None else [through[i] for i in range(ends[0], ends[1] + step, step)]
+            guess = self.m.chain(path)
+        return self.m.edge(source, destination, guess)
 
     def predict(self, source: int, destination: int) -> NDArray[np.float32] | None:
         """Where the grid corners of a posed keyframe appear in another posed keyframe, (G, 2) float32."""
         if source not in self.rotation or destination not in self.rotation:
             return None
-        return self.predict_pose(source, self.rotation[destination], self.translation[destination])[: self.m.grid_count].astype(np.float32)
+        return self.predict_pose(source, self.rotation[destination], self.translation[destination], slice(self.m.grid_count)).astype(
+            np.float32
+        )
 
-    def predict_pose(self, source: int, rotation: Float, translation: Float) -> Float:
-        """Pixels (P, 2) of the points of a posed keyframe in a camera at (rotation, translation), world-to-camera."""
+    def predict_pose(self, source: int, rotation: Float, translation: Float, which: NDArray[np.intp] | slice = slice(None)) -> Float:
+        """Pixels of the points (P, 2) of a posed keyframe, or some of them, in a camera at (rotation, translation), world-to-camera."""
         r = rotation @ self.rotation[source].T
         t = translation - r @ self.translation[source]
-        points = self.rays(source) @ r.T + t * self.inverse_depth[source][:, None]
+        points = self.rays(source)[which] @ r.T + t * self.inverse_depth[source][which, None]
         return cameras.project(torch.from_numpy(points), torch.from_numpy(self.params), self.model).numpy()
 
     def rays(self, k: int) -> Float:
-        """Rays (P, 3), z = 1, of the points of a keyframe."""
-        uv = torch.from_numpy(self.m.keyframes[k].uv.astype(np.float64))
-        return cameras.unproject(uv, torch.from_numpy(self.params), self.model).numpy()
+        """Rays (P, 3), z = 1, of the points of a keyframe, read-only."""
+
+        def make() -> Float:
+            uv = torch.from_numpy(self.m.keyframes[k].uv.astype(np.float64))
+            rays = cameras.unproject(uv, torch.from_numpy(self.params), self.model).numpy()
+            rays.setflags(write=False)
+            return rays
+
+        return self._rays.get((k, self.model, self.params.tobytes()), make)
 
     # -- start and growth --------------------------------------------------------------------------------------------------------------
 
@@ -210,26 +236,39 @@ class Map:
 
     # -- refinement --------------------------------------------------------------------------------------------------------------------
 
-    def problem(
-        self, free: Sequence[int], fixed: Sequence[int], intrinsics: tuple[Intrinsic, ...] = (), rotation_only: bool = False
-    ) -> tuple[Problem, State, list[int]]:
-        """Tensors of the part of the map made of `free` and `fixed` keyframes; depths of fixed keyframes stay too
-        unless they have no free pose."""
+    def part(
+        self,
+        free: Sequence[int],
+        fixed: Sequence[int],
+        intrinsics: tuple[Intrinsic, ...] = (),
+        rotation_only: bool = False,
+        thin: int = 1,
+    ) -> Part:
+        """Tensors of the part of the map made of `free` and `fixed` keyframes: every `thin`-th of the points that are seen in it."""
         keys = sorted({*free, *fixed})
         local = {k: i for i, k in enumerate(keys)}
-        edges = assemble(
-            [e for e in self.edges.values() if e.source in local and e.destination in local], local, len(self.m.keyframes[0].uv)
-        )
-        is_free = torch.tensor([k in set(free) for k in keys])
+        edges = [e for e in self.edges.values() if e.source in local and e.destination in local]
+        seen = np.zeros((len(keys), len(self.m.keyframes[0].uv)), bool)
+        for e in edges:
+            seen[local[e.source], e.index] = True
+        points = [np.flatnonzero(row)[::thin] for row in seen]
+        width = max(1, max(len(index) for index in points))
+        padded = np.zeros((len(keys), width), np.int64)
+        for row, index in enumerate(points):
+            padded[row, : len(index)] = index
         state = State(
             torch.from_numpy(np.stack([self.rotation[k] for k in keys])),
             torch.from_numpy(np.stack([self.translation[k] for k in keys])),
-            torch.from_numpy(np.stack([self.inverse_depth[k] for k in keys])),
+            torch.from_numpy(np.stack([self.inverse_depth[k][index] for k, index in zip(keys, padded, strict=True)])),
             torch.from_numpy(self.params),
         )
-        uv = torch.from_numpy(np.stack([self.m.keyframes[k].uv for k in keys]).astype(np.float64))
-        depth_free = torch.ones(len(keys), dtype=torch.bool) if not rotation_only else torch.zeros(len(keys), dtype=torch.bool)
-        return Problem(self.model, uv, edges, is_free, depth_free, intrinsics, rotation_only), state, keys
+        uv = np.stack([self.m.keyframes[k].uv[index] for k, index in zip(keys, padded, strict=True)]).astype(np.float64)
+        is_free = torch.tensor([k in set(free) for k in keys])
+        depth_free = torch.full((len(keys),), not rotation_only)
+        problem = Problem(
+            self.model, torch.from_numpy(uv), assemble(edges, local, points, width), is_free, depth_free, intrinsics, rotation_only
+        )
+        return Part(problem, state, keys, points)
 
     def adjust(
         self,
@@ -238,15 +277,18 @@ class Map:
         schedule: Schedule,
         intrinsics: tuple[Intrinsic, ...] = (),
         rotation_only: bool = False,
+        thin: int = 1,
     ) -> Report:
-        """Bundle-adjust part of the map in place."""
-        problem, state, keys = self.problem(free, fixed, intrinsics, rotation_only)
-        if not len(problem.edges.source):
+        """Bundle-adjust part of the map in place; with `thin`, points that were left out stay where they were."""
+        part = self.part(free, fixed, intrinsics, rotation_only, thin)
+        if not len(part.problem.edges.source):
             return Report(cost=0.0)
-        state, report = bundle.solve(problem, state, schedule)
+        state, report = bundle.solve(part.problem, part.state, schedule)
         self.params = state.params.numpy().copy()
-        for i, k in enumerate(keys):
-            self.place(k, state.rotation[i].numpy(), state.translation[i].numpy(), state.inverse_depth[i].numpy())
+        for i, (k, index) in enumerate(zip(part.keys, part.points, strict=True)):
+            depth = self.inverse_depth[k].copy()
+            depth[index] = state.inverse_depth[i, : len(index)].numpy()
+            self.place(k, state.rotation[i].numpy(), state.translation[i].numpy(), depth)
         self.steps += report.steps
         return report
 
@@ -265,8 +307,8 @@ class Map:
 
 def intrinsic_std(scene: Map, free: Sequence[int], fixed: Sequence[int], intrinsics: tuple[Intrinsic, ...], scale: float) -> Float:
     """Posterior standard deviation (n,) of the free intrinsics of a solved map, for the noise that its residuals show."""
-    problem, state, _ = scene.problem(free, fixed, intrinsics)
-    return bundle.posterior(problem, state, scale).intrinsic_std.numpy() * noise(problem, state)
+    part = scene.part(free, fixed, intrinsics)
+    return bundle.posterior(part.problem, part.state, scale).intrinsic_std.numpy() * noise(part.problem, part.state)
 
 
 def noise(problem: Problem, state: State) -> float:

@@ -11,6 +11,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import TypeVar
 
 import cv2
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vipe_dag.sequence import FrameSequence
-from vipe_kernels import tracking
+from vipe_kernels import parallel, tracking
 from vipe_kernels.following import Pyramid
 from vipe_kernels.tracking import Features
 
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 _FLOW_SIGMA = 0.5
 """Forward-backward error, in units of a 640-pixel picture, at which a followed point loses most of its weight."""
+_TOGETHER = 16
+"""Keyframes whose features are found before the next progress is told."""
 _MATCH_WEIGHT = 0.25
 """A SIFT keypoint is located about half as well as a refined corner: a quarter of the weight."""
 
@@ -37,20 +40,24 @@ def gray(frames: FrameSequence, row: int) -> NDArray[np.uint8]:
 
 
 class Cache:
-    """The most recently used values of a costly function."""
+    """The most recently used values of a costly function. Threads may share it; two that miss the same key both compute it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.items: OrderedDict[object, object] = OrderedDict()
+        self._lock = Lock()
 
     def get(self, key: object, make: Callable[[], T]) -> T:
-        if key in self.items:
-            self.items.move_to_end(key)
-        else:
-            self.items[key] = make()
+        with self._lock:
+            if key in self.items:
+                self.items.move_to_end(key)
+                return self.items[key]  # type: ignore[return-value]
+        value = make()
+        with self._lock:
+            self.items[key] = value
             if len(self.items) > self.size:
                 self.items.popitem(last=False)
-        return self.items[key]  # type: ignore[return-value]
+        return value
 
 
 @dataclass(frozen=True)
@@ -93,13 +100,23 @@ class Measurements:
         self.unit = tracking.pixel_unit(frames.width, frames.height)
         self.keyframes: list[KeyframePoints] = []
         self.grid_shape = (0, 0)
+        self._reading = Lock()
         self._gray = Cache(cache)
         self._tracker = Cache(cache)
         self._flow = Cache(2 * cache)
         self._matches: dict[tuple[int, int], NDArray[np.int16]] = {}
 
-    def add(self, row: int) -> int:
-        """Make row a keyframe; returns its index."""
+    def add(self, rows: Sequence[int], progress: Callable[[], None] | None = None) -> list[int]:
+        """Make rows keyframes; returns their indices."""
+        first = len(self.keyframes)
+        for start in range(0, len(rows), _TOGETHER):
+            for found in parallel.each(self._points, rows[start : start + _TOGETHER]):
+                self.keyframes.append(found)
+                if progress:
+                    progress()
+        return list(range(first, len(self.keyframes)))
+
+    def _points(self, row: int) -> KeyframePoints:
         image = self.gray(row)
         uv, sigma = tracking.grid_corners(image, self.grid_columns)
         self.grid_shape = (uv.shape[0], uv.shape[1])
@@ -107,15 +124,15 @@ class Measurements:
         padding = np.zeros((self.match_count - len(features.uv), 2), np.float32)
         points = np.concatenate([uv.reshape(-1, 2), features.uv, padding])
         spread = np.concatenate([sigma.ravel(), np.full(self.match_count, 0.5 * self.unit, np.float32)])
-        self.keyframes.append(KeyframePoints(row, points, spread, features))
-        return len(self.keyframes) - 1
+        return KeyframePoints(row, points, spread, features)
 
     @property
     def grid_count(self) -> int:
         return self.grid_shape[0] * self.grid_shape[1]
 
     def gray(self, row: int) -> NDArray[np.uint8]:
-        return self._gray.get(row, lambda: gray(self.frames, row))
+        with self._reading:
+            return self._gray.get(row, lambda: gray(self.frames, row))
 
     def tracker(self, row: int) -> Pyramid:
         return self._tracker.get(row, lambda: tracking.prepared(self.gray(row)))
@@ -144,18 +161,14 @@ class Measurements:
             uv = self.carry(uv, self.keyframes[a].row, self.keyframes[b].row)
         return uv
 
-    def follow(self, source: int, row: int, guess: Array, level: int = 1, which: NDArray[np.bool_] | None = None) -> tuple[Array, Array]:
-        """Grid corners of a keyframe refined in any row from a guess (G, 2): target (G, 2), weight (G,). which (G,): follow only these."""
+    def follow(self, source: int, row: int, guess: Array, level: int = 1, which: NDArray[np.intp] | None = None) -> tuple[Array, Array]:
+        """Grid corners of a keyframe refined in any row from a guess (G, 2): target (G, 2), weight (G,). which (G,): these, not all."""
         points = self.keyframes[source]
-        chosen = np.arange(self.grid_count) if which is None else np.nonzero(which)[0]
-        uv = points.uv[: self.grid_count]
-        target, weight = guess.copy(), np.zeros(self.grid_count, np.float32)
-        found, error = tracking.follow(self.tracker(points.row), self.tracker(row), uv[chosen], guess[chosen], level)
+        chosen = np.arange(self.grid_count) if which is None else which
+        found, error = tracking.follow(self.tracker(points.row), self.tracker(row), points.uv[chosen], guess, level)
         trust = np.exp(-np.square(error / (_FLOW_SIGMA * self.unit)))
         sigma = points.sigma[chosen] / (0.3 * self.unit)
-        target[chosen] = found
-        weight[chosen] = np.where(error < 2 * _FLOW_SIGMA * self.unit, trust / (1.0 + sigma * sigma), 0.0)
-        return target, weight
+        return found, np.where(error < 2 * _FLOW_SIGMA * self.unit, trust / (1.0 + sigma * sigma), 0.0).astype(np.float32)
 
     def edge(self, source: int, destination: int, guess: Array) -> Edge:
         """Measure one edge: grid corners by flow from a guess (G, 2), SIFT keypoints by matching."""
