@@ -286,8 +286,19 @@ def eliminate(E: Tensor, C: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         from vipe_kernels.gpu import schur
 
         return schur.eliminate(E, C, w)
-    EC = E / C.unsqueeze(1)
-    return EC @ E.transpose(1, 2), (EC @ w.unsqueeze(-1)).squeeze(-1)
+    matrix, vector = E.new_empty(len(E), E.shape[1], E.shape[1]), E.new_empty(len(E), E.shape[1], 1)
+
+    def task(first: int, last: int) -> None:
+        part = E[first:last]
+        scaled = part / C[first:last].unsqueeze(1)
+        torch.bmm(scaled, part.transpose(1, 2), out=matrix[first:last])
+        torch.bmm(scaled, w[first:last].unsqueeze(-1), out=vector[first:last])
+
+    if E.device.type == "cpu":
+        parallel.spans(task, len(E), E.numel())
+    else:
+        task(0, len(E))
+    return matrix, vector.squeeze(-1)
 
 
 def back_substitute(

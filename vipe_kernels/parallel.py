@@ -1,13 +1,16 @@
-"""Threads: one pool for the process, which divides work over whole frames, edges and ranges of points; OpenCV then uses one thread a call.
+"""Threads: one pool for the process divides work over whole frames, edges and ranges of points; libraries then use one thread a call.
 
-OpenCV's own threads gain little on pictures of video size (measured: nothing for SIFT and DIS at 640 x 480), and the result of DIS depends
-on how many there are. Work divided here gives the same bits for any number of threads, because no item sees another.
+The threads of OpenCV, OpenMP and OpenBLAS gain little on work of this size (measured: nothing for SIFT and DIS at 640 x 480), wait for each
+other by spinning (a third of all processor time), and the result of DIS depends on how many there are. Work divided here gives the same
+bits for any number of threads, because no item sees another.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +27,8 @@ Result = TypeVar("Result")
 _WORTH = 20_000
 """Inner steps below which a range is not divided: waking a thread costs more."""
 _MOST = 64
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+"""Of <malloc.h>."""
 
 _lock = threading.Lock()
 _depth = 0
@@ -36,8 +41,20 @@ def _workers() -> ThreadPoolExecutor:
     global _pool
     with _lock:
         if _pool is None:
+            _keep_memory()
             _pool = ThreadPoolExecutor(_MOST, thread_name_prefix="vipe-kernels")
         return _pool
+
+
+def _keep_memory() -> None:
+    """Let glibc keep and share what is freed, instead of giving it back and asking again: page faults are a tenth of the time.
+
+    One arena, so that what one thread freed serves another; blocks up to 32 MB from it; at most 256 MB at its end are kept.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 256 << 20)):
+            mallopt(option, value)
 
 
 def _forget_pool() -> None:
@@ -67,14 +84,32 @@ def single_threaded_opencv() -> Iterator[None]:
                 cv2.setNumThreads(_outer_threads)
 
 
+@contextmanager
+def our_threads() -> Iterator[None]:
+    """OpenCV and torch use one thread a call inside; `each` and `spans` of this thread divide work over as many as torch used before."""
+    before, here = torch.get_num_threads(), getattr(_here, "threads", None)
+    _here.threads = here or before
+    torch.set_num_threads(1)
+    try:
+        with single_threaded_opencv():
+            yield
+    finally:
+        torch.set_num_threads(before)
+        _here.threads = here
+
+
+def _threads() -> int:
+    return 1 if getattr(_here, "busy", False) else getattr(_here, "threads", None) or torch.get_num_threads()
+
+
 def each(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """[task(item) for item in items], on as many threads as torch uses, this one among them. A task that calls this again runs alone.
+    """[task(item) for item in items], on all threads, this one among them. A task that calls this again does so alone.
 
     Worth it for tasks that release the GIL for most of a millisecond or more. The first error is raised, once all threads have stopped.
     """
     waiting = list(items)
-    threads = min(torch.get_num_threads(), len(waiting), _MOST)
-    if threads <= 1 or getattr(_here, "busy", False):
+    threads = min(_threads(), len(waiting), _MOST)
+    if threads <= 1:
         return [task(item) for item in waiting]
     results: list[Result | None] = [None] * len(waiting)
     order = iter(range(len(waiting)))
@@ -105,7 +140,7 @@ def each(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
 
 def spans(task: Callable[[int, int], None], count: int, work: int) -> None:
     """task(first, last) over range(count), divided where `work` inner steps in all are worth it."""
-    threads = min(torch.get_num_threads(), count) if work > _WORTH else 1
+    threads = min(_threads(), count) if work > _WORTH else 1
     if threads <= 1:
         task(0, count)
         return

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vipe_kernels import following
@@ -152,7 +153,7 @@ def match(a: Features, b: Features, ratio: float = 0.8) -> NDArray[np.int64]:
     """Mutual nearest neighbours that pass the ratio test: (M, 2) indices into a and b."""
     if len(a.uv) < 2 or len(b.uv) < 2:
         return np.zeros((0, 2), np.int64)
-    similarity = a.descriptor @ b.descriptor.T
+    similarity = (torch.from_numpy(a.descriptor) @ torch.from_numpy(b.descriptor).T).numpy()
     forward, backward = similarity.argmax(1), similarity.argmax(0)
     rows = np.arange(len(a.uv))
     best = similarity[rows, forward]

@@ -23,7 +23,7 @@ from vipe_dag.stages.mapping import Map, noise
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic
-from vipe_kernels.parallel import single_threaded_opencv
+from vipe_kernels.parallel import our_threads
 
 Float = NDArray[np.float64]
 _INLIER_PX = 2.0
@@ -105,7 +105,7 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
     return quality
 
 
-@single_threaded_opencv()
+@our_threads()
 def solve(
     frames: FrameSequence, keyframes: Keyframes, intrinsics: Intrinsics, config: BaPosesConfig, progress: Progress | None = None
 ) -> BaPoses:

@@ -21,7 +21,7 @@ from vipe_dag.stages.launch import launch
 from vipe_dag.stages.mapping import Map, intrinsic_std, pixels_schedule
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels.bundle import Intrinsic
-from vipe_kernels.parallel import single_threaded_opencv
+from vipe_kernels.parallel import our_threads
 
 Float = NDArray[np.float64]
 
@@ -89,7 +89,7 @@ def windows_of(measurements: Measurements, keyframes: Keyframes, config: Intrins
     return chosen
 
 
-@single_threaded_opencv()
+@our_threads()
 def calibrate(
     frames: FrameSequence,
     keyframes: Keyframes,

@@ -20,7 +20,7 @@ from vipe_dag.results import Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.measurements import gray
 from vipe_kernels import tracking
-from vipe_kernels.parallel import single_threaded_opencv
+from vipe_kernels.parallel import our_threads
 
 _STATIC_PX = 0.5
 """A clip whose median motion never exceeds this, in pixels of a 640-pixel picture, does not move."""
@@ -91,7 +91,7 @@ def _enough(keyframe: list[int], motion: NDArray[np.float32], segment: NDArray[n
     return sorted(result)
 
 
-@single_threaded_opencv()
+@our_threads()
 def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[int], None] | None = None) -> Keyframes:
     """Choose keyframes and cut the video into shots.
 

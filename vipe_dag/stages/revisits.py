@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vipe_dag.stages.mapping import Map
@@ -53,8 +54,10 @@ def likeness(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
     histogram = np.zeros((len(keyframes), _WORDS), np.float32)
     for row, seen in enumerate(features):
         if len(seen.uv):
-            nearest = (seen.descriptor @ words.T - 0.5 * np.square(words).sum(1)).argmax(1)
-            histogram[row] = np.bincount(nearest, minlength=_WORDS)
+            nearest = (
+                torch.from_numpy(seen.descriptor) @ torch.from_numpy(words).T - 0.5 * torch.from_numpy(words).square().sum(1)
+            ).argmax(1)
+            histogram[row] = np.bincount(nearest.numpy(), minlength=_WORDS)
     histogram *= np.log(len(keyframes) / np.maximum((histogram > 0).sum(0), 1)) + 0.1
     histogram /= np.linalg.norm(histogram, axis=1, keepdims=True) + 1e-9
     return np.asarray(histogram @ histogram.T, np.float32)
