@@ -543,14 +543,48 @@ def _build(problem: Problem, state: State, scale: float, plan: _Plan) -> _System
             matrix[0, wide:, wide:] += sums.Hkk
             vector[0, wide:] += sums.gk
         reduced.add(number, matrix, vector)
-    for position, known in enumerate(problem.intrinsics):
-        if known.prior_std != float("inf"):
-            precision = 1.0 / known.prior_std**2
-            gap = known.prior_mean - float(_intrinsic_values(problem, state.params)[position])
-            reduced.corner[position, position] += precision
-            reduced.shared[position] += precision * gap
-            cost += precision * gap * gap
+    for position, (precision, gap) in enumerate(_priors(problem, state)):
+        reduced.corner[position, position] += precision
+        reduced.shared[position] += precision * gap
+        cost += precision * gap * gap
     return _System(reduced, float(cost), float(mass), 1.0 / C.clamp_min(1e-12), w, scale)
+
+
+def _priors(problem: Problem, state: State) -> list[tuple[float, float]]:
+    """Precision of the prior of each free intrinsic (0: none), and how far its mean is from the value."""
+    if not problem.intrinsics:
+        return []
+    values = _intrinsic_values(problem, state.params).tolist()
+    known = [(0.0 if free.prior_std == float("inf") else 1.0 / free.prior_std**2, free) for free in problem.intrinsics]
+    return [(precision, free.prior_mean - value if precision else 0.0) for (precision, free), value in zip(known, values, strict=True)]
+
+
+def _cost(problem: Problem, state: State, scale: float, plan: _Plan) -> tuple[float, float]:
+    """Robust cost and mass at `state`, as of `_build` without the system."""
+    rays, d_ray = _rays(problem, state)
+    cost, mass = sum(precision * gap * gap for precision, gap in _priors(problem, state)), 0.0
+    for chunk in plan.chunks:
+        r, t = relative(state.rotation, state.translation, problem.edges.source[chunk], problem.edges.destination[chunk])
+        if backend_for(state.params) == "compiled":
+            more = _cost_compiled(problem, state, chunk, r, t, rays, d_ray, scale)
+        else:
+            sums = linearise(problem, state, chunk, r, t, rays, d_ray, scale)
+            more = (float(sums.cost), float(sums.mass))
+        cost, mass = cost + more[0], mass + more[1]
+    return cost, mass
+
+
+def _cost_compiled(
+    problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float
+) -> tuple[float, float]:
+    starts, first, R, shift, directions, depth, _, *measured, _, _ = _compiled_arguments(problem, state, chunk, r, t, rays, d_ray)
+    totals = np.zeros((len(starts) - 1, 2))
+
+    def task(a: int, b: int) -> None:
+        fused.cost(a, b, starts, first, R, shift, directions, depth, *measured, scale * scale, problem.near, totals)
+
+    parallel.spans(task, len(totals), problem.edges.weight[chunk].numel())
+    return float(totals[:, 0].sum()), float(totals[:, 1].sum())
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -602,16 +636,19 @@ def solve(problem: Problem, state: State, schedule: Schedule) -> tuple[State, Re
     damping = schedule.damping
     for scale, steps in zip(schedule.scales, schedule.steps, strict=True):
         system = _build(problem, state, scale, plan)
+        cost, mass = system.cost, system.mass
         taken, attempts = 0, 0
         while taken < steps and attempts < 2 * steps:
             attempts += 1
             candidate = _step(problem, state, system, damping, plan)
-            trial = _build(problem, candidate, scale, plan)
-            if trial.cost <= system.cost * (1 + 1e-6):
-                gain = (system.cost - trial.cost) / max(system.cost, 1e-12)
-                state, system, taken = candidate, trial, taken + 1
+            trial = _build(problem, candidate, scale, plan) if taken + 1 < steps else None  # nothing follows the last step
+            tried = (trial.cost, trial.mass) if trial else _cost(problem, candidate, scale, plan)
+            if tried[0] <= cost * (1 + 1e-6):
+                gain = (cost - tried[0]) / max(cost, 1e-12)
+                state, system, taken = candidate, trial or system, taken + 1
+                cost, mass = tried
                 damping = max(damping / 5.0, 1e-8)
-                report.trace.append((scale, trial.cost))
+                report.trace.append((scale, cost))
                 if gain < schedule.tolerance:
                     break
             else:
@@ -620,7 +657,7 @@ def solve(problem: Problem, state: State, schedule: Schedule) -> tuple[State, Re
                     break
         damping = schedule.damping
         report.steps += taken
-        report.cost, report.mass = system.cost, system.mass
+        report.cost, report.mass = cost, mass
     return state, report
 
 

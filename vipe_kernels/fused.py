@@ -163,6 +163,33 @@ def linearise(
 
 
 @compiled
+def cost(first, last, starts, base, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals):
+    """Robust cost and mass alone, summed in the order of `linearise`: fills totals (S, 2). Arguments as there."""
+    fx, fy, cx, cy = params[0], params[1], params[2], params[3]
+    points = depth.shape[1]
+    for s in range(first, last):
+        k = base + s
+        for e in range(starts[s], starts[s + 1]):
+            for p in range(points):
+                trust = weight[e, p]
+                if trust <= 0.0:
+                    continue
+                X, Y, Z = _carried(R[e], t[e], rays[k, p], depth[k, p])
+                iz = 1.0 / Z if near < Z else 0.0
+                x, y = X * iz, Y * iz
+                if near >= Z or x * x + y * y > limit:
+                    totals[s, 0] += trust * scale2
+                    continue
+                xd, yd, _, _, _ = _distort(x, y, params, model)
+                ex = target[e, p, 0] - (fx * xd + cx)
+                ey = target[e, p, 1] - (fy * yd + cy)
+                squared = ex * ex + ey * ey
+                shape = scale2 / (scale2 + squared)
+                totals[s, 0] += trust * squared * shape
+                totals[s, 1] += trust * shape
+
+
+@compiled
 def back_substitute(
     first, last, starts, base, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
     move, shared, out,

@@ -138,6 +138,14 @@ def each(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     return results  # type: ignore[return-value]
 
 
+def later(task: Callable[[], Result]) -> Callable[[], Result]:
+    """Start a task on another thread; the function returned waits for its result. With one thread it runs when it is waited for."""
+    if _threads() <= 1:
+        return task
+    running = _workers().submit(task)
+    return running.result
+
+
 def spans(task: Callable[[int, int], None], count: int, work: int) -> None:
     """task(first, last) over range(count), divided where `work` inner steps in all are worth it."""
     threads = min(_threads(), count) if work > _WORTH else 1

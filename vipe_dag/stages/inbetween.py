@@ -112,6 +112,8 @@ def _resect(
             targets[i, part], weight = m.follow(k, rows[i], guess, level=_LEVELS, which=index)
             weights[i, part] = weight * trust[k][index]
 
+    for row in rows:  # in order, so that whole blocks are read ahead
+        m.gray(row)
     parallel.each(measure, range(len(rows)))
     return resect_batch(
         torch.from_numpy(points).expand(len(rows), -1, -1),

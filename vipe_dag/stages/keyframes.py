@@ -8,8 +8,9 @@ share neither flow nor verified features, the shot ends.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -19,11 +20,13 @@ from vipe_dag.config import KeyframesConfig
 from vipe_dag.results import Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.measurements import gray
-from vipe_kernels import tracking
+from vipe_kernels import parallel, tracking
 from vipe_kernels.parallel import our_threads
 
 _STATIC_PX = 0.5
 """A clip whose median motion never exceeds this, in pixels of a 640-pixel picture, does not move."""
+_BLOCK = 16
+"""Frames made ready at a time."""
 _CUT_CONSISTENT = 0.10
 _CUT_MATCHES = 15
 
@@ -34,15 +37,28 @@ class _Small:
 
     image: NDArray[np.uint8]
     texture: NDArray[np.bool_]
+    sharpness: float
 
 
-def _shrink(frames: FrameSequence, row: int, side: int) -> _Small:
-    image = gray(frames, row)
+def _all_shrunk(frames: FrameSequence, side: int) -> Iterator[_Small]:
+    """All frames in order; a block of them is made ready by other threads while the one before is in use."""
+
+    def block(start: int) -> list[_Small]:
+        return [_shrink(gray(frames, row), side) for row in range(start, min(start + _BLOCK, len(frames)))]
+
+    ahead = parallel.later(partial(block, 0))
+    for start in range(0, len(frames), _BLOCK):
+        ready = ahead()
+        ahead = parallel.later(partial(block, start + _BLOCK))
+        yield from ready
+
+
+def _shrink(image: NDArray[np.uint8], side: int) -> _Small:
     factor = min(1.0, side / max(image.shape))
     if factor < 1.0:
         image = np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA), np.uint8)
     strength = cv2.cornerMinEigenVal(image.astype(np.float32), 5, ksize=3)
-    return _Small(image, np.asarray(strength > 4.0))
+    return _Small(image, np.asarray(strength > 4.0), float(cv2.Laplacian(image, cv2.CV_32F).var()))
 
 
 def _motion(a: _Small, b: _Small, guess: NDArray[np.float32] | None) -> tuple[NDArray[np.float32], float, float]:
@@ -105,13 +121,13 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
     segment = np.zeros(total, np.int32)
     keyframe = [0]
     texture_share = []
-    anchor = last = _shrink(frames, 0, config.side)
-    sharpness[0] = cv2.Laplacian(last.image, cv2.CV_32F).var()
+    shrunk = _all_shrunk(frames, config.side)
+    anchor = last = next(shrunk)
+    sharpness[0] = last.sharpness
     guess: NDArray[np.float32] | None = None
     static_limit = _STATIC_PX * max(frames.width, frames.height) / 640.0
-    for row in range(1, total):
-        current = _shrink(frames, row, config.side)
-        sharpness[row] = cv2.Laplacian(current.image, cv2.CV_32F).var()
+    for row, current in enumerate(shrunk, 1):
+        sharpness[row] = current.sharpness
         texture_share.append(float(current.texture.mean()))
         segment[row] = segment[row - 1]
         flow, moved, share = _motion(anchor, current, guess)

@@ -93,7 +93,7 @@ class Edge:
 class Measurements:
     """Keyframes and the edges between them. `grid_columns` corners along the long side; `match_count` SIFT keypoints a keyframe."""
 
-    def __init__(self, frames: FrameSequence, grid_columns: int, match_count: int, cache: int = 12) -> None:
+    def __init__(self, frames: FrameSequence, grid_columns: int, match_count: int, cache: int = 16) -> None:
         self.frames = frames
         self.grid_columns = grid_columns
         self.match_count = match_count
@@ -101,7 +101,7 @@ class Measurements:
         self.keyframes: list[KeyframePoints] = []
         self.grid_shape = (0, 0)
         self._reading = Lock()
-        self._gray = Cache(cache)
+        self._gray = Cache(2 * cache)
         self._tracker = Cache(cache)
         self._flow = Cache(2 * cache)
         self._matches: dict[tuple[int, int], NDArray[np.int16]] = {}
