@@ -285,7 +285,7 @@ def test_frames_between_keyframes_lie_between_them() -> None:
 def test_an_edge_agrees_with_the_true_flow() -> None:
     world = clip("room")
     m = Measurements(frames("room"), 16, 96)
-    a, b = m.add(0), m.add(3)
+    a, b = m.add([0, 3])
     edge = m.edge(a, b, m.chain([a, b]))
     flow, visible = world.flow(0, 3)
     uv = m.keyframes[a].uv[edge.index]
@@ -301,7 +301,7 @@ def test_an_edge_agrees_with_the_true_flow() -> None:
 
 def test_points_are_corners_first_then_features() -> None:
     m = Measurements(frames("room"), 16, 96)
-    points = m.keyframes[m.add(0)]
+    points = m.keyframes[m.add([0])[0]]
     assert m.grid_shape == (12, 16)
     assert points.uv.shape == (12 * 16 + 96, 2)
     found = points.features.uv
@@ -310,7 +310,7 @@ def test_points_are_corners_first_then_features() -> None:
 
 def test_an_edge_has_weight_only_for_what_was_found() -> None:
     m = Measurements(frames("room"), 16, 96)
-    a, b = m.add(0), m.add(19)
+    a, b = m.add([0, 19])
     edge = m.edge(a, b, m.chain([a, b]))
     matched = set((m.grid_count + m.matches(a, b)[:, 0]).tolist())
     assert set(edge.index[edge.index >= m.grid_count].tolist()) == matched
@@ -340,8 +340,7 @@ def test_a_loop_that_drifted_apart_by_many_pixels_is_closed() -> None:
     whole = frames("orbit")
     chosen = config().ba_poses.model_copy(update={"matches": 384})
     measurements = Measurements(whole, chosen.grid_columns, chosen.matches)
-    for row in range(len(whole)):
-        measurements.add(row)
+    measurements.add(range(len(whole)))
     camera = known("orbit")
     scene = Map(measurements, camera.camera_model, camera.params)
     mapper = Mapper(scene, chosen, (), np.zeros(len(whole), np.int32))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation, Slerp
 
 from vipe_dag.sequence import FrameSequence
-from vipe_dag.stages.mapping import Map
+from vipe_dag.stages.mapping import Map, spread
 from vipe_kernels import parallel
 from vipe_kernels.resection import Resections, resect_batch
 
@@ -85,18 +85,12 @@ def _keep(
         poses.position_std[row] = float(found.position_std[i]) * sigma if moves else 0.0
 
 
-def _spread(trust: Float, most: int) -> NDArray[np.intp]:
-    """At most so many of the points that are trusted, evenly over the grid."""
-    known = np.flatnonzero(trust > 0)
-    return known if len(known) <= most else known[np.linspace(0, len(known) - 1, most).round().astype(int)]
-
-
 def _resect(
     scene: Map, keyframes: tuple[int, int], rows: Sequence[int], rotation: Float, translation: Float, trust: dict[int, Float], dense: bool
 ) -> Resections:
     """Follow the corners of both keyframes into each row and solve all rows together."""
     m = scene.m
-    chosen = [_spread(trust[k], _POINTS) for k in keyframes]
+    chosen = [spread(np.flatnonzero(trust[k] > 0), _POINTS) for k in keyframes]
     bounds = np.cumsum([0, *(len(index) for index in chosen)])
     points = np.concatenate([scene.world_points(k)[index] for k, index in zip(keyframes, chosen, strict=True)])
     targets = np.zeros((len(rows), len(points), 2))

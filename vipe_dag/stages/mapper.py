@@ -27,8 +27,8 @@ _CAMERA_KEYFRAMES = 8
 _CAMERA_STEPS = 12
 """Most steps at each scale with more of the camera free: centre, focal length and rotations move together, slowly."""
 
-_CAMERA_THIN = 4
-"""Of the points, one in so many decides what of the camera is free: the camera is shared by all, and errors of neighbours are alike."""
+_CAMERA_POINTS = 256
+"""Of each keyframe, that decide what of the camera is free: the camera is shared by all, and errors of neighbours are alike."""
 
 _HELD_STD = 0.03
 """How far the logarithm of the focal length may drift from the calibration while the map is incomplete."""
@@ -262,12 +262,12 @@ class Mapper:
         self.scene.adjust(sorted(free), fixed, pixels_schedule(config.local_scales, (2,) * len(config.local_scales), self.unit))
 
     def everything(
-        self, keyframes: Sequence[int], scales: tuple[float, ...], steps: int, intrinsics: tuple[Intrinsic, ...], thin: int = 1
+        self, keyframes: Sequence[int], scales: tuple[float, ...], steps: int, intrinsics: tuple[Intrinsic, ...], most: int | None = None
     ) -> Report:
-        """Adjust all keyframes given, and the intrinsics, by every `thin`-th point; the first keyframe stays where it is."""
+        """Adjust all keyframes given, and the intrinsics, by at most so many points of each; the first keyframe stays where it is."""
         schedule = pixels_schedule(scales, (steps,) * len(scales), self.unit, tolerance=3e-4)
         self.scene.anchor(keyframes)
-        report = self.scene.adjust(keyframes[1:], keyframes[:1], schedule, intrinsics, thin=thin)
+        report = self.scene.adjust(keyframes[1:], keyframes[:1], schedule, intrinsics, most=most)
         self.scene.rescale(keyframes)
         return report
 
@@ -285,7 +285,7 @@ class Mapper:
         scales = config.global_scales[-2:]
         spread = config.prior_centre_std * max(scene.m.frames.width, scene.m.frames.height)
         centre = tuple(Intrinsic(name, float(scene.params[bundle.SLOTS[name][0]]), spread) for name in ("cx", "cy"))
-        cost = self.everything(keyframes, scales, _CAMERA_STEPS, free, _CAMERA_THIN).cost
+        cost = self.everything(keyframes, scales, _CAMERA_STEPS, free, _CAMERA_POINTS).cost
         distortion = tuple(Intrinsic(name, 0.0, config.prior_distortion_std) for name in ("k1", "k2"))
         for more, model, gain in ((centre, scene.model, config.centre_gain), (distortion, "brown", config.distortion_gain)):
             if more[0].prior_std == 0 or (model != scene.model and scene.model != "pinhole"):
@@ -293,7 +293,7 @@ class Mapper:
             before, known = scene.snapshot(), scene.model
             scene.model = model
             trial = (*free, *more)
-            found = self.everything(keyframes, scales, _CAMERA_STEPS, trial, _CAMERA_THIN).cost
+            found = self.everything(keyframes, scales, _CAMERA_STEPS, trial, _CAMERA_POINTS).cost
             std = intrinsic_std(scene, keyframes[1:], keyframes[:1], trial, scales[-1] * self.unit)[len(free) :]
             moved = [abs(float(scene.params[bundle.SLOTS[i.name][0]]) - i.prior_mean) for i in more]
             if found < cost * (1 - gain) and any(m > 3 * s for m, s in zip(moved, std, strict=True)):

@@ -44,6 +44,11 @@ def assemble(edges: Sequence[Edge], local: dict[int, int], points: Sequence[NDAr
     return Edges(ends[:, 0].contiguous(), ends[:, 1].contiguous(), torch.from_numpy(target), torch.from_numpy(weight))
 
 
+def spread(index: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    """At most so many of an ascending list of points, evenly over it and thus over the picture."""
+    return index if len(index) <= most else index[np.linspace(0, len(index) - 1, most).round().astype(int)]
+
+
 @dataclass(frozen=True)
 class Part:
     """Some keyframes of a map as a problem: keys, ascending, and which points of each (`points`, ascending) its columns are."""
@@ -242,16 +247,16 @@ class Map:
         fixed: Sequence[int],
         intrinsics: tuple[Intrinsic, ...] = (),
         rotation_only: bool = False,
-        thin: int = 1,
+        most: int | None = None,
     ) -> Part:
-        """Tensors of the part of the map made of `free` and `fixed` keyframes: every `thin`-th of the points that are seen in it."""
+        """Tensors of the part of the map made of `free` and `fixed` keyframes, with at most so many of the points seen in it of each."""
         keys = sorted({*free, *fixed})
         local = {k: i for i, k in enumerate(keys)}
         edges = [e for e in self.edges.values() if e.source in local and e.destination in local]
         seen = np.zeros((len(keys), len(self.m.keyframes[0].uv)), bool)
         for e in edges:
             seen[local[e.source], e.index] = True
-        points = [np.flatnonzero(row)[::thin] for row in seen]
+        points = [spread(np.flatnonzero(row), most or len(row)) for row in seen]
         width = max(1, max(len(index) for index in points))
         padded = np.zeros((len(keys), width), np.int64)
         for row, index in enumerate(points):
@@ -277,10 +282,10 @@ class Map:
         schedule: Schedule,
         intrinsics: tuple[Intrinsic, ...] = (),
         rotation_only: bool = False,
-        thin: int = 1,
+        most: int | None = None,
     ) -> Report:
-        """Bundle-adjust part of the map in place; with `thin`, points that were left out stay where they were."""
-        part = self.part(free, fixed, intrinsics, rotation_only, thin)
+        """Bundle-adjust part of the map in place; with `most`, points that are left out stay where they were."""
+        part = self.part(free, fixed, intrinsics, rotation_only, most)
         if not len(part.problem.edges.source):
             return Report(cost=0.0)
         state, report = bundle.solve(part.problem, part.state, schedule)
