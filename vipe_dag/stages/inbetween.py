@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -106,8 +107,6 @@ def _resect(
             targets[i, part], weight = m.follow(k, rows[i], guess, level=_LEVELS, which=index)
             weights[i, part] = weight * trust[k][index]
 
-    for row in rows:  # in order, so that whole blocks are read ahead
-        m.gray(row)
     parallel.each(measure, range(len(rows)))
     return resect_batch(
         torch.from_numpy(points).expand(len(rows), -1, -1),
@@ -137,10 +136,21 @@ def pose_frames(
 
     Keyframe rows of `poses` are filled by the caller. Frames between keyframes of two worlds keep the camera of the one before, untracked.
     """
+    stretches = []
     for a, b in itertools.pairwise(range(len(world))):
         rows = list(range(scene.m.keyframes[a].row + 1, scene.m.keyframes[b].row))
-        if not rows or shot[a] != shot[b]:
-            continue
+        if rows and shot[a] == shot[b]:
+            stretches.append((a, b, rows))
+
+    def read(number: int) -> None:
+        for _, _, rows in stretches[number : number + 1]:
+            for row in rows[:_BATCH]:
+                scene.m.gray(row)
+
+    ahead = parallel.later(partial(read, 0))
+    for number, (a, b, rows) in enumerate(stretches):
+        ahead()
+        ahead = parallel.later(partial(read, number + 1))
         if world[a] == world[b]:
             pose_between(scene, frames, a, b, rows, trust, poses, parallax[world[a]])
         else:
