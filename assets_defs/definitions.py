@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
+from assets_defs.alerts import build_alerts
 from assets_defs.assets import GROUP, build_assets
 from assets_defs.automation import build_automation_sensor
 from assets_defs.coverage import build_coverage_checks
@@ -51,6 +52,7 @@ def build_definitions(
         sensors=[
             build_ingest_sensor(store.open, lambda: load_operations(place)),
             build_references_sensor(references_job, store.open),
+            *build_alerts(),
             *([] if operations.fleet.enabled else by_video),
         ],
         schedules=build_schedules(operations.maintenance.enabled, coverage_job),

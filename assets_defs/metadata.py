@@ -27,6 +27,7 @@ def materialization_metadata(store: VideoStore, report: StageReport) -> Mapping[
         "store_path": dg.MetadataValue.path(store.path(report.video_id, report.stage)),
         "seconds": _number(report.seconds),
         "compute_seconds": _number(report.compute_seconds),
+        "frames_per_second": _number(report.frames_per_second),
         "peak_rss_mb": _number(report.peak_rss_mb),
         "flags": dg.MetadataValue.text(", ".join(report.flags) or "none"),
     }

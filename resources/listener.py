@@ -6,6 +6,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from resources.log_lines import facts
+
 if TYPE_CHECKING:
     from vipe_dag.pipeline import StageReport
 
@@ -41,4 +43,4 @@ class LogListener:
             log.info("%s %s: %d of %s frames", video_id, stage, done, "?" if total is None else total)
 
     def finished(self, log: logging.Logger, report: StageReport) -> None:
-        log.info("%s %s: %s in %.1f s", report.video_id, report.stage, report.status, report.seconds)
+        log.info("%s %s: %s in %.1f s", report.video_id, report.stage, report.status, report.seconds, extra=facts(report))

@@ -1,30 +1,27 @@
-"""The examples of docs/analysis.md do what the page says."""
+"""The examples of docs/analysis.ipynb do what it says."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 import zarr
 
+import notebooks
 from fleet_worlds import CORRUPT, FRAMES, GOOD, small_fleet
-
-PAGE = Path(__file__).parents[1] / "docs" / "analysis.md"
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Everything that the examples leave behind, run one after another beside a small fleet as a person would."""
     folder = tmp_path_factory.mktemp("analysis")
+    plt.close("all")
     small_fleet(folder)
-    names: dict[str, Any] = {"__name__": "__main__"}
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
-        for example in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
-            exec(compile(example, PAGE.name, "exec"), names)
-    return names | {"folder": folder}
+        names = notebooks.run("analysis")
+    return names | {"folder": folder, "figures": len(plt.get_fignums())}
 
 
 def test_failures_are_listed_with_their_reasons(outcome: dict[str, Any]) -> None:
@@ -44,6 +41,10 @@ def test_every_observable_focal_length_is_in_the_histogram(outcome: dict[str, An
 def test_every_step_within_a_video_is_in_the_distribution_of_speeds(outcome: dict[str, Any]) -> None:
     assert outcome["steps_per_speed"].sum() == len(GOOD) * (FRAMES - 1)
     assert outcome["relative"].to_numpy() == pytest.approx(1.0, rel=1e-3), "the synthetic cameras move evenly"
+
+
+def test_both_distributions_are_drawn(outcome: dict[str, Any]) -> None:
+    assert outcome["figures"] == 2
 
 
 def test_depth_has_statistics_of_every_video(outcome: dict[str, Any]) -> None:

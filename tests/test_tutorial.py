@@ -1,38 +1,30 @@
-"""The tutorial runs from top to bottom, and is kept in the repository without outputs."""
+"""The notebooks are kept in the repository without outputs; the tutorial runs from top to bottom. The other one: test_analysis.py."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-NOTEBOOK = Path(__file__).parents[1] / "docs" / "tutorial.ipynb"
+import notebooks
 
 
-@pytest.fixture(scope="module")
-def notebook() -> dict[str, Any]:
-    return dict(json.loads(NOTEBOOK.read_text(encoding="utf-8")))
-
-
-def test_it_holds_no_outputs(notebook: dict[str, Any]) -> None:
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+@pytest.mark.parametrize("name", sorted(path.stem for path in notebooks.DOCS.glob("*.ipynb")))
+def test_it_holds_no_outputs(name: str) -> None:
+    cells = notebooks.cells(name)
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
-    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    assert len({cell["id"] for cell in cells}) == len(cells)
 
 
 def test_every_cell_runs_and_the_results_are_good(
-    notebook: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    names: dict[str, Any] = {"__name__": "__main__"}
-    for number, cell in enumerate(notebook["cells"]):
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), f"{NOTEBOOK.name}, cell {number}", "exec"), names)
+    names = notebooks.run("tutorial")
     assert len(names["points"]) > 1000
     assert len(plt.gcf().axes[0].collections) == 1
     plt.close("all")

@@ -6,13 +6,14 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from video_files import CORNERS, card, corners_of, number_on, write_sound, write_video
+from video_files import CORNERS, card, corners_of, number_on, write_pictures, write_sound, write_video
 from vipe_dag.errors import ConfigError, SourceError
 from vipe_dag.video import Clip, Limits, open_source
 
@@ -385,6 +386,17 @@ class TestRefused:
     def test_more_seconds_than_allowed(self, tmp_path: Path) -> None:
         path = write_video(tmp_path / "long.mkv", 3, times_ms=[0, 100, 50_000])
         assert "frames.max_seconds = 10" in self.refusal(path, limits=Limits(max_seconds=10.0))
+
+    @pytest.mark.parametrize("name", ["slow.mp4", "slow"])
+    def test_decoding_that_takes_longer_than_allowed(self, tmp_path: Path, name: str) -> None:
+        path = write_video(tmp_path / name, 3) if "." in name else write_pictures(tmp_path / name, ["a.png", "b.png"])
+        assert "decoding took more than 0 s; select a part" in self.refusal(path, limits=Limits(max_decoding_s=0.0))
+
+    def test_time_that_is_spent_on_the_frames_is_not_counted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = [0.0]
+        monkeypatch.setattr("vipe_dag.video.records.time", SimpleNamespace(monotonic=lambda: now[0]))
+        for _ in open_source(str(write_video(tmp_path / "v.mp4", 5))).iterate(limits=Limits(max_decoding_s=1.0)):
+            now[0] += 100.0
 
     def test_a_picture_that_changes_its_form(self, tmp_path: Path) -> None:
         parts = [write_video(tmp_path / f"{n}.h264", 5, size=size, format="h264") for n, size in enumerate([(64, 48), (48, 64)])]

@@ -48,6 +48,12 @@ class StageReport:
     flags: tuple[str, ...]
     checks: tuple[Check, ...]
 
+    @property
+    def frames_per_second(self) -> float:
+        """Of the computation; not a number for a stage that does not go through the frames."""
+        frames = self.counts.get("frames")
+        return frames / self.compute_seconds if frames and self.compute_seconds > 0 else float("nan")
+
 
 def wanted(store: VideoStore, video_id: str, config: PipelineConfig) -> dict[str, str]:
     """Per stage the fingerprint that this source and configuration ask for. Raises StoreError for a video that is not registered."""

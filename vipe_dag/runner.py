@@ -24,7 +24,7 @@ from vipe_dag.urls import public
 if TYPE_CHECKING:
     import dagster as dg
 
-    from assets_defs.launch import StepFailure
+    from assets_defs.failures import StepFailure
     from vipe_dag.store import VideoStore
     from vipe_dag.video import Clip
 

@@ -15,6 +15,7 @@ from vipe_dag.cli.evaluate import evaluate
 from vipe_dag.cli.export import export
 from vipe_dag.cli.fleet import fleet
 from vipe_dag.cli.imports import imports
+from vipe_dag.cli.summary import summary
 from vipe_dag.cli.terminal import RunDisplay, console, print_json
 from vipe_dag.graph import STAGES
 from vipe_dag.placement import configuration
@@ -226,9 +227,12 @@ def demo(
 
 
 def _run_and_print(store: str, run: Callable[[RunDisplay], Iterable[VideoResult]], as_json: bool, debug: bool) -> None:
-    """Shows a run while it goes on. Exits with 1 when a video failed."""
-    with RunDisplay(console(sys.stderr if as_json else sys.stdout), keep_output=debug) as display:
+    """Shows a run while it goes on, and where there were several videos one table of all. Exits with 1 when a video failed."""
+    screen = console(sys.stderr if as_json else sys.stdout)
+    with RunDisplay(screen, keep_output=debug) as display:
         results = list(run(display))
+    if len(results) > 1:
+        screen.print(summary(results))
     failed = sum(result.status == "failed" for result in results)
     if as_json:
         print_json({"store": store, "videos": [result.to_json() for result in results], "failed": failed})

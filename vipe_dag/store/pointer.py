@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from vipe_dag.config_words import shown
 from vipe_dag.errors import ConfigError, StoreError
 from vipe_dag.schema import asset_schema
 from vipe_dag.video.records import validate_video_id
@@ -77,9 +78,9 @@ def parse_pointer(content: bytes, where: str, key: str | None = None) -> Pointer
     try:
         pointer = Pointer.model_validate_json(content)
         if generation_fingerprint(pointer.generation) != pointer.fingerprint:
-            raise ValueError(f"generation {pointer.generation!r} does not belong to fingerprint {pointer.fingerprint!r}")
+            raise ValueError(f"generation {shown(pointer.generation)} does not belong to fingerprint {shown(pointer.fingerprint)}")
         if key is not None and key != f"{pointer.video_id}/{pointer.asset}":
-            raise ValueError(f"it speaks of {f'{pointer.video_id}/{pointer.asset}'[:MAX_NAME]!r}")
+            raise ValueError(f"it speaks of {shown(f'{pointer.video_id}/{pointer.asset}')}")
     except (ValidationError, ValueError) as error:
         first = str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error)
         raise StoreError(

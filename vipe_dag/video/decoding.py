@@ -62,6 +62,7 @@ def pictures(opened: OpenVideo, stream: FrameStream, packets: Packets | None = N
     clock = Clock(opened.format, opened.rate, opened.start)
     end: Fraction | None = None
     for packet in packets.read(clock):
+        stream.check_time(opened.place)
         for picture in _decoded(opened, packet, stream):
             time = clock.show(None if picture.pts is None else picture.pts * opened.unit)
             end = clock.last + (picture.duration * opened.unit or clock.period)

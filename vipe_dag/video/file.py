@@ -45,8 +45,8 @@ class VideoFile:
         return content.hexdigest()
 
     def probe(self) -> SourceInfo:
-        stream = FrameStream(lambda _: iter(()))
-        with OpenVideo(self._place) as opened:
+        stream = FrameStream()
+        with OpenVideo(self._place) as opened, stream.decoding():
             first = next(pictures(opened, stream), None)
             if first is None:
                 raise SourceError(f"{self._place}: no picture in it can be decoded; re-encode it or copy it again")
@@ -72,7 +72,7 @@ class VideoFile:
     def iterate(
         self, clip: Clip = WHOLE, size: tuple[int, int] | None = None, limits: Limits | None = None, pixels: bool = True
     ) -> FrameStream:
-        return FrameStream(lambda stream: self._frames(stream, clip, size, limits or Limits(), pixels))
+        return FrameStream(lambda stream: self._frames(stream, clip, size, limits or Limits(), pixels), limits)
 
     def _frames(self, stream: FrameStream, clip: Clip, size: tuple[int, int] | None, limits: Limits, pixels: bool) -> Iterator[SourceFrame]:
         selection = Selection(clip, limits, str(self._place))

@@ -102,7 +102,7 @@ class ImageFolder:
     def iterate(
         self, clip: Clip = WHOLE, size: tuple[int, int] | None = None, limits: Limits | None = None, pixels: bool = True
     ) -> FrameStream:
-        return FrameStream(lambda stream: self._frames(stream, clip, size, limits or Limits(), pixels))
+        return FrameStream(lambda stream: self._frames(stream, clip, size, limits or Limits(), pixels), limits)
 
     def _frames(self, stream: FrameStream, clip: Clip, size: tuple[int, int] | None, limits: Limits, pixels: bool) -> Iterator[SourceFrame]:
         self.probe()
@@ -110,6 +110,7 @@ class ImageFolder:
             stream.note("nominal_times")
         selection = Selection(clip, limits, str(self._place))
         for index, time in enumerate(self._listing.times):
+            stream.check_time(self._place)
             if selection.over(time):
                 break
             if selection.takes(time):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vipe_dag.calibration import Calibration
-from vipe_dag.errors import ConfigError
+from vipe_dag.errors import ConfigError, SourceError
 
 NOMINAL_FPS = 30.0
 """Frames per second assumed where the source names no rate (image folders, raw streams); such times carry the flag `nominal_times`."""
@@ -94,11 +96,13 @@ class SourceFrame:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds against hostile or mistaken input: pixels of one source picture, frames taken, seconds spanned by the frames taken."""
+    """Bounds against hostile or mistaken input: pixels of one source picture, frames taken, seconds spanned by the frames taken, and
+    seconds of a clock that one pass may decode, not counting what is done with its frames."""
 
     max_pixels: int = 2**26
     max_frames: int = 1_000_000
     max_seconds: float = 86_400.0
+    max_decoding_s: float = 21_600.0
 
 
 class FrameStream:
@@ -107,9 +111,12 @@ class FrameStream:
     truncated: the file ends before the frames that its header promises. flags: words of the data contract, sorted.
     """
 
-    def __init__(self, start: Callable[[FrameStream], Iterator[SourceFrame]]) -> None:
+    def __init__(self, start: Callable[[FrameStream], Iterator[SourceFrame]] = lambda _: iter(()), limits: Limits | None = None) -> None:
         self.truncated = False
         self._noted: set[str] = set()
+        self._allowed = (limits or Limits()).max_decoding_s
+        self._spent = 0.0
+        self._resumed: float | None = None
         self._frames = start(self)
 
     def note(self, flag: str) -> None:
@@ -125,7 +132,24 @@ class FrameStream:
         return self
 
     def __next__(self) -> SourceFrame:
-        return next(self._frames)
+        with self.decoding():
+            return next(self._frames)
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """The clock runs while inside."""
+        resumed = self._resumed = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent += time.monotonic() - resumed
+            self._resumed = None
+
+    def check_time(self, origin: object) -> None:
+        """Raises SourceError when this pass has decoded for longer than it may: a file can keep a decoder busy without showing anything."""
+        running = 0.0 if self._resumed is None else time.monotonic() - self._resumed
+        if self._spent + running > self._allowed:
+            raise SourceError(f"{origin}: decoding took more than {self._allowed:g} s; select a part (--start, --end) or re-encode it")
 
 
 class FrameReader(Protocol):

@@ -66,7 +66,7 @@ class FileReader:
             return None
         for earlier in _EARLIER_SECONDS:
             opened.container.seek(math.floor((time - earlier) / opened.unit), stream=opened.stream, backward=True)
-            self._pictures = pictures(opened, FrameStream(lambda _: iter(())))
+            self._pictures = pictures(opened, FrameStream())
             picture = self._decode_to(time, after_key=True)
             if picture is not None:
                 return picture
@@ -74,7 +74,7 @@ class FileReader:
 
     def _restarted(self, time: float) -> Any:
         self.close()
-        self._pictures = pictures(self._open(), FrameStream(lambda _: iter(())))
+        self._pictures = pictures(self._open(), FrameStream())
         return self._decode_to(time)
 
     def _decode_to(self, time: float, after_key: bool = False) -> Any:
