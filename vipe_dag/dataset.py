@@ -243,11 +243,13 @@ class _Decoded:
         prints = video.fingerprints
         self._size = height, width
         self._rgb: Callable[[int], NDArray[np.uint8]]
-        if "rgb" in store.group(video.video_id, "frames", prints["frames"]):
-            self._rgb = store.rows(video.video_id, "frames", "rgb", prints["frames"]).row
+        frames = store.opened(video.video_id, "frames", prints["frames"])
+        if "rgb" in frames.group:
+            self._rgb = frames.rows("rgb").row
         else:
             self._rgb = store.frames(video.video_id, prints["frames"]).rgb
-        self._depth = [store.rows(video.video_id, depth, name, prints[depth]).row for name in ("z_depth", "confidence", "measured")]
+        images = store.opened(video.video_id, depth, prints[depth])
+        self._depth = [images.rows(name).row for name in ("z_depth", "confidence", "measured")]
 
     def row(self, row: int) -> Pixels:
         rgb = self._rgb(row)
