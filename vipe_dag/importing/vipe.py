@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from vipe_dag.calibration import Calibration
 from vipe_dag.errors import SourceError
 from vipe_dag.importing.assets import Target, fingerprint_of, poses_of
-from vipe_dag.importing.mei import from_mei
+from vipe_dag.mei import MAX_LENS_ERROR_PX, from_mei
 from vipe_dag.store import VideoStore
 from vipe_dag.video import open_source
 from vipe_dag.vipe_layout import CAMERAS, Layout
 
-MAX_LENS_ERROR_PX = 0.1
 _BLOCK_FRAMES = 32
 
 
