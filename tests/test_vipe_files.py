@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import tempfile
 import zipfile
@@ -12,6 +13,7 @@ import numpy as np
 import OpenEXR
 import pytest
 import torch
+from PIL import Image
 
 from clips import write_clip
 from exported_clip import VIDEO, Result, make_result
@@ -26,6 +28,7 @@ from vipe_dag.export.vipe import lens_of
 from vipe_dag.importing.vipe import import_video
 from vipe_dag.mei import MAX_LENS_ERROR_PX, to_mei
 from vipe_dag.store import VideoStore
+from vipe_dag.vipe_layout import Layout
 from vipe_kernels.cameras import project
 
 COUNT, WIDTH, HEIGHT = 6, 160, 120
@@ -77,6 +80,22 @@ def write_cameras(root: Path, values: list[float], name: str) -> None:
     (root / "intrinsics" / "walk_camera.txt").write_text("".join(f"{row}: {name}\n" for row in range(COUNT)))
 
 
+def mask_of(row: int) -> np.ndarray:
+    numbers = np.zeros((HEIGHT, WIDTH), np.uint8)
+    numbers[10:40, 10 + row : 50] = 1
+    numbers[60:, 100:] = 7
+    return numbers
+
+
+def write_masks(root: Path, rows: range = range(COUNT)) -> None:
+    with zipfile.ZipFile(root / "mask" / "walk.zip", "w") as archive:
+        for row in rows:
+            picture = io.BytesIO()
+            Image.fromarray(mask_of(row)).save(picture, format="PNG")
+            archive.writestr(f"{row:05d}.png", picture.getvalue())
+    (root / "mask" / "walk.txt").write_text("1: person\n7: dog: small\n")
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> VideoStore:
     return VideoStore(tmp_path / "store")
@@ -101,6 +120,24 @@ class TestImport:
         video_id = import_video(store, tree, "walk")
         for asset in ("frames", "ba_poses", "aligned_depth"):
             assert store.open(video_id, asset).attrs["imported"]["format"] == "vipe"
+
+    def test_masks_and_their_phrases_arrive_and_go_out_again(self, tree: Path, store: VideoStore, tmp_path: Path) -> None:
+        write_masks(tree)
+        video_id = import_video(store, tree, "walk")
+        frames = store.open(video_id, "frames")
+        np.testing.assert_array_equal(frames["instance"], [mask_of(row) for row in range(COUNT)])
+        assert frames.attrs["instances"] == {"1": "person", "7": "dog: small"}
+        layout = Layout(export_video(store, video_id, "vipe", tmp_path / "out").path, video_id)
+        assert layout.phrases.read_text() == "1: person\n7: dog: small\n"
+        with zipfile.ZipFile(layout.mask) as archive:
+            assert archive.namelist() == [f"{row:05d}.png" for row in range(COUNT)]
+            for row, name in enumerate(archive.namelist()):
+                np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(archive.read(name)))), mask_of(row))
+
+    def test_no_masks_are_made_up(self, tree: Path, store: VideoStore, tmp_path: Path) -> None:
+        video_id = import_video(store, tree, "walk")
+        assert "instance" not in store.open(video_id, "frames")
+        assert not (export_video(store, video_id, "vipe", tmp_path / "out").path / "mask").exists()
 
     def test_again_writes_nothing(self, tree: Path, store: VideoStore) -> None:
         video_id = import_video(store, tree, "walk")
@@ -204,6 +241,15 @@ class TestBadTree:
             archive.writestr("00003.exr", content)
         with pytest.raises(SourceError, match=f"00003.exr: {message}"):
             import_video(store, tree, "walk")
+
+    def test_masks_that_are_none_are_named_and_nothing_is_kept(self, tree: Path, store: VideoStore) -> None:
+        write_masks(tree, range(COUNT - 1))
+        with pytest.raises(SourceError, match=r"00005.png: not a readable PNG .* remove it to import without masks"):
+            import_video(store, tree, "walk")
+        (tree / "mask" / "walk.zip").write_bytes(b"nothing")
+        with pytest.raises(SourceError, match="not a readable zip"):
+            import_video(store, tree, "walk")
+        assert [name for name in store.videos() if store.current(name, "frames")] == []
 
     def test_the_command_goes_on_after_a_bad_video(self, tree: Path, store: VideoStore, capfd: pytest.CaptureFixture[str]) -> None:
         (tree / "pose" / "bad.npz").write_bytes(b"nothing")

@@ -1,4 +1,4 @@
-"""ViPE's tree of results, as its viewer and its scripts read it. Unknown depth is 0; there are no masks, since none are estimated."""
+"""ViPE's tree of results, as its viewer and its scripts read it. Unknown depth is 0; masks are those of an import, none are estimated."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vipe_dag.calibration import Calibration
-from vipe_dag.evaluate.references import resize_nearest
+from vipe_dag.evaluate.references import nearest_pixels, resize_nearest
 from vipe_dag.export import Exported
 from vipe_dag.export.estimate import Estimate, estimate_of, one_segment
 from vipe_dag.export.movie import write_movie
@@ -44,6 +45,7 @@ def export(store: VideoStore, video_id: str, out: Path, *, segment: int | None =
         size = estimate.source.height, estimate.source.width
         enlarged = ((row, resize_nearest(depth.depth(row)[0], *size)) for row in selection.rows.tolist())
         write_depth(layout.depth, ((row, lens.view.depth(z) if lens.view else z) for row, z in enlarged))
+        _write_masks(layout, store, estimate, lens.view)
         start = float(estimate.time[0])
         pictures = (
             (float(estimate.time[row]) - start, lens.view.rgb(rgb) if lens.view else rgb) for row, rgb in source_frames(store, estimate)
@@ -81,6 +83,23 @@ def _write_cameras(layout: Layout, estimate: Estimate, rows: NDArray[np.int64], 
     np.savez(layout.pose, data=estimate.poses.cam2world[rows].astype(np.float32), inds=rows)
     np.savez(layout.intrinsics, data=np.tile(lens.values.astype(np.float32), (len(rows), 1)), inds=rows)
     layout.camera.write_text("".join(f"{row}: {lens.name}\n" for row in rows.tolist()))
+
+
+def _write_masks(layout: Layout, store: VideoStore, estimate: Estimate, view: Straight | None) -> None:
+    """The objects of every frame, where the frames have some."""
+    opened = store.opened(estimate.video_id, "frames")
+    if "instance" not in opened.group:
+        return
+    layout.mask.parent.mkdir()
+    rows, size = opened.rows("instance"), (estimate.source.height, estimate.source.width)
+    with zipfile.ZipFile(layout.mask, "w", zipfile.ZIP_STORED) as archive:
+        for row in range(len(rows)):
+            numbers = nearest_pixels(rows.row(row), *size)
+            picture = io.BytesIO()
+            Image.fromarray(view.labels(numbers) if view else numbers).save(picture, format="PNG")
+            archive.writestr(f"{row:05d}.png", picture.getvalue())
+    names: Any = opened.group.attrs.get("instances", {})
+    layout.phrases.write_text("".join(f"{number}: {phrase}\n" for number, phrase in names.items()))
 
 
 def write_depth(path: Path, maps: Iterator[tuple[int, NDArray[Any]]]) -> None:
