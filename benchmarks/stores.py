@@ -49,7 +49,7 @@ def _repeat(short: xr.Dataset, asset: str, target: VideoStore, frames: int) -> N
     rows = np.resize(np.concatenate([there, there[-2:0:-1]]), frames)
     ramps = {"frame": np.arange(frames), "time": np.arange(frames) / 25}
     with target.begin(LONG, asset, _FINGERPRINT, sizes={"frame": frames}) as writer:
-        images = [variable.name for variable in asset_schema(asset).variables if variable.sharded]
+        images = [variable.name for variable in asset_schema(asset).variables if variable.sharded and variable.name in short.variables]
         for start in range(0, frames, _BLOCK):
             chosen = rows[start : start + _BLOCK]
             held, place = np.unique(chosen, return_inverse=True)

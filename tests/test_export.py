@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +59,28 @@ def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
     table = np.frombuffer(body, np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3), ("confidence", "u1")]))
     assert f"element vertex {len(table)}\n".encode() in header
     return table["xyz"], table["rgb"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from vipe_dag.export import export_video
+from vipe_dag.store import VideoStore
+Path.replace = lambda *_: os.kill(os.getpid(), 9)  # the step that makes an export appear
+export_video(VideoStore(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4])
+"""
+
+
+@pytest.mark.parametrize("name", ["tum", "zarr"])
+def test_a_killed_export_leaves_nothing_under_its_name_and_goes_a_day_later(result: Result, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    killed = subprocess.run([sys.executable, "-c", KILLED, result.store.root, VIDEO, name, str(out)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.")
+    os.utime(left, (0, 0))
+    export_video(result.store, VIDEO, name, out)
+    assert list(tmp_path.iterdir()) == [out]
 
 
 class TestEveryFormat:

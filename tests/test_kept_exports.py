@@ -71,6 +71,12 @@ class TestFolder:
         assert kept.notes["zarr"] == ["not there, so not in it: keyframes, intrinsics, dense_depth"]
         assert kept.bytes == sum(path.stat().st_size for path in kept.path.rglob("*") if path.is_file() and path.name != MANIFEST)
 
+    def test_takes_every_format_that_there_is(self, result: Result, folder: Path) -> None:
+        pytest.importorskip("rerun", reason="rerun-sdk is not installed")
+        kept = keep_exports(result.store, VIDEO, list(FORMATS), folder)
+        assert names(kept.path) == sorted([MANIFEST, *FILE_NAMES.values()])
+        assert list(kept.notes) == list(FORMATS)
+
     def test_every_format_has_a_name(self) -> None:
         assert list(FILE_NAMES) == list(FORMATS)
         assert len(set(FILE_NAMES.values())) == len(FORMATS)

@@ -21,7 +21,7 @@ def complete(asset: str, sizes: dict[str, int] | None = None) -> tuple[dict[str,
     """Facts and attributes that satisfy the schema, every free dimension 5 long unless sizes says otherwise."""
     lengths = {**FIXED_SIZES, **(sizes or {})}
     found = {v.name: Found(v.dims, tuple(lengths.get(dim, 5) for dim in v.dims), v.dtype) for v in ASSETS[asset].variables}
-    examples: dict[type, Any] = {str: "x", int: 1, float: 1.0, bool: True, list: ["static"]}
+    examples: dict[type, Any] = {str: "x", int: 1, float: 1.0, bool: True, list: ["static"], dict: {"1": "x"}}
     attrs = {a.name: a.choices[0] if a.choices else examples[a.types[0]] for a in ASSETS[asset].attributes}
     return found, attrs
 

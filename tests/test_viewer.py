@@ -151,9 +151,17 @@ def test_nothing_of_all_that_left_an_error_in_the_console(page: chromium.Page) -
     assert page.errors() == []
 
 
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["cv2"] = None
+from vipe_dag.cli import main
+sys.exit(main())
+"""
+
+
 def serving(root: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
-    """`vipe-dag view` as a process of its own, and all it printed up to its address."""
-    command = [sys.executable, "-m", "vipe_dag", "view", VIDEO, "--store", str(root), "--port", "0", *options]
+    """`vipe-dag view` as a process of its own, as where torch and OpenCV are not installed, and all it printed up to its address."""
+    command = [sys.executable, "-c", WITHOUT_TORCH, "view", VIDEO, "--store", str(root), "--port", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     printed = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import tempfile
 import zipfile
@@ -12,16 +13,22 @@ import numpy as np
 import OpenEXR
 import pytest
 import torch
+from PIL import Image
 
 from clips import write_clip
 from exported_clip import VIDEO, Result, make_result
 from vipe_dag import cli
+from vipe_dag.calibration import Calibration
 from vipe_dag.errors import SourceError
 from vipe_dag.evaluate.references import resize_nearest
 from vipe_dag.export import export_video, tum
 from vipe_dag.export.estimate import estimate_of
+from vipe_dag.export.straight import Straight
+from vipe_dag.export.vipe import lens_of
 from vipe_dag.importing.vipe import import_video
+from vipe_dag.mei import MAX_LENS_ERROR_PX, to_mei
 from vipe_dag.store import VideoStore
+from vipe_dag.vipe_layout import Layout
 from vipe_kernels.cameras import project
 
 COUNT, WIDTH, HEIGHT = 6, 160, 120
@@ -73,6 +80,22 @@ def write_cameras(root: Path, values: list[float], name: str) -> None:
     (root / "intrinsics" / "walk_camera.txt").write_text("".join(f"{row}: {name}\n" for row in range(COUNT)))
 
 
+def mask_of(row: int) -> np.ndarray:
+    numbers = np.zeros((HEIGHT, WIDTH), np.uint8)
+    numbers[10:40, 10 + row : 50] = 1
+    numbers[60:, 100:] = 7
+    return numbers
+
+
+def write_masks(root: Path, rows: range = range(COUNT)) -> None:
+    with zipfile.ZipFile(root / "mask" / "walk.zip", "w") as archive:
+        for row in rows:
+            picture = io.BytesIO()
+            Image.fromarray(mask_of(row)).save(picture, format="PNG")
+            archive.writestr(f"{row:05d}.png", picture.getvalue())
+    (root / "mask" / "walk.txt").write_text("1: person\n7: dog: small\n")
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> VideoStore:
     return VideoStore(tmp_path / "store")
@@ -97,6 +120,24 @@ class TestImport:
         video_id = import_video(store, tree, "walk")
         for asset in ("frames", "ba_poses", "aligned_depth"):
             assert store.open(video_id, asset).attrs["imported"]["format"] == "vipe"
+
+    def test_masks_and_their_phrases_arrive_and_go_out_again(self, tree: Path, store: VideoStore, tmp_path: Path) -> None:
+        write_masks(tree)
+        video_id = import_video(store, tree, "walk")
+        frames = store.open(video_id, "frames")
+        np.testing.assert_array_equal(frames["instance"], [mask_of(row) for row in range(COUNT)])
+        assert frames.attrs["instances"] == {"1": "person", "7": "dog: small"}
+        layout = Layout(export_video(store, video_id, "vipe", tmp_path / "out").path, video_id)
+        assert layout.phrases.read_text() == "1: person\n7: dog: small\n"
+        with zipfile.ZipFile(layout.mask) as archive:
+            assert archive.namelist() == [f"{row:05d}.png" for row in range(COUNT)]
+            for row, name in enumerate(archive.namelist()):
+                np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(archive.read(name)))), mask_of(row))
+
+    def test_no_masks_are_made_up(self, tree: Path, store: VideoStore, tmp_path: Path) -> None:
+        video_id = import_video(store, tree, "walk")
+        assert "instance" not in store.open(video_id, "frames")
+        assert not (export_video(store, video_id, "vipe", tmp_path / "out").path / "mask").exists()
 
     def test_again_writes_nothing(self, tree: Path, store: VideoStore) -> None:
         video_id = import_video(store, tree, "walk")
@@ -201,6 +242,15 @@ class TestBadTree:
         with pytest.raises(SourceError, match=f"00003.exr: {message}"):
             import_video(store, tree, "walk")
 
+    def test_masks_that_are_none_are_named_and_nothing_is_kept(self, tree: Path, store: VideoStore) -> None:
+        write_masks(tree, range(COUNT - 1))
+        with pytest.raises(SourceError, match=r"00005.png: not a readable PNG .* remove it to import without masks"):
+            import_video(store, tree, "walk")
+        (tree / "mask" / "walk.zip").write_bytes(b"nothing")
+        with pytest.raises(SourceError, match="not a readable zip"):
+            import_video(store, tree, "walk")
+        assert [name for name in store.videos() if store.current(name, "frames")] == []
+
     def test_the_command_goes_on_after_a_bad_video(self, tree: Path, store: VideoStore, capfd: pytest.CaptureFixture[str]) -> None:
         (tree / "pose" / "bad.npz").write_bytes(b"nothing")
         assert cli.main(["import", "vipe", str(tree), "--store", store.root]) == 1
@@ -245,8 +295,44 @@ class TestRoundTrip:
         size = ours.source.height, ours.source.width
         np.testing.assert_array_equal(store.depth(video_id, "aligned_depth").depth(1)[0], resize_nearest(depth, *size))
 
-    def test_a_distorted_lens_is_not_written_as_a_pinhole(self, tmp_path: Path) -> None:
+    def test_a_lens_that_vipe_does_not_know_is_straightened(self, tmp_path: Path) -> None:
         result = make_result(tmp_path, count=2, scene="room_barrel")
-        with pytest.raises(SourceError, match=r"brown with distortion.*export colmap or nerfstudio"):
-            export_video(result.store, VIDEO, "vipe", tmp_path / "out")
-        assert not (tmp_path / "out").exists()
+        written = export_video(result.store, VIDEO, "vipe", tmp_path / "out")
+        (note,) = written.notes
+        assert "pictures and depth are as a pinhole sees them" in note
+        store = VideoStore(tmp_path / "store")
+        back = estimate_of(store, import_video(store, written.path, VIDEO))
+        ours, straight = estimate_of(result.store, VIDEO), Straight(result.clip.camera)
+        np.testing.assert_allclose(back.poses.cam2world, ours.poses.cam2world, atol=1e-6)
+        np.testing.assert_allclose(back.source.params, straight.camera.params, rtol=1e-6)
+        shown = store.frames(back.video_id).rgb(1).astype(float)
+        seen = straight.rgb(result.clip.rgb(1))
+        assert np.median(np.abs(shown - seen)) < 8, "the film is lossy"
+        size = straight.camera.height, straight.camera.width
+        depth = straight.depth(resize_nearest(result.store.depth(VIDEO, "aligned_depth").depth(1)[0], *size))
+        np.testing.assert_array_equal(store.depth(back.video_id, "aligned_depth").depth(1)[0], depth)
+
+    def test_a_wide_lens_of_vipes_goes_out_as_it_came_in(self, tree: Path, store: VideoStore, tmp_path: Path) -> None:
+        values = [100.0, 101.0, 80.0, 60.0, 0.4]
+        write_cameras(tree, values, "MEI")
+        video_id = import_video(store, tree, "walk")
+        written = export_video(store, video_id, "vipe", tmp_path / "out")
+        assert "written as Mei's camera" in written.notes[0]
+        with np.load(written.path / "intrinsics" / f"{video_id}.npz") as file:
+            np.testing.assert_allclose(file["data"], np.tile(values, (COUNT, 1)), rtol=1e-6)
+        assert (written.path / "intrinsics" / f"{video_id}_camera.txt").read_text().splitlines()[0] == "0: MEI"
+
+    def test_a_fisheye_that_is_nearly_meis_keeps_its_pixels(self, tmp_path: Path) -> None:
+        result = make_result(tmp_path, count=2, scene="room_fisheye")
+        store = VideoStore(tmp_path / "store")
+        written = export_video(result.store, VIDEO, "vipe", tmp_path / "out")
+        back = estimate_of(store, import_video(store, written.path, VIDEO)).source
+        camera = result.clip.camera
+        corners = torch.tensor([[0.0, 0, 1], [0.7, 0.4, 1], [-0.7, 0.2, 1], [0.3, -0.4, 1]], dtype=torch.float64)
+        found, truth = (project(corners, torch.tensor(lens.params), "fisheye") for lens in (back, camera))
+        assert (found - truth).abs().max() < 2 * MAX_LENS_ERROR_PX
+
+    def test_a_fisheye_far_from_meis_is_straightened(self) -> None:
+        bent = Calibration("fisheye", np.array([150, 150, 160, 90, 0.2, -0.3, 0.1, 0, 0]), 320, 180)
+        assert to_mei(bent)[1] > MAX_LENS_ERROR_PX
+        assert lens_of(bent).name == "PINHOLE"

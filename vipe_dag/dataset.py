@@ -109,6 +109,7 @@ class VideoDataset(Dataset[Sample]):
         self._videos = [video for video in found if len(video.rows)]
         if not self._videos:
             raise StoreError(f"{store.root}: none of the {len(found)} videos has a tracked frame; the flags of their ba_poses say why")
+        self._cameras = [video.camera.scaled(*self._size(video)[::-1]).params.astype(np.float32) for video in self._videos]
         self._starts = np.concatenate([[0], np.cumsum([len(video.rows) for video in self._videos])])
         self._forget()
 
@@ -142,7 +143,6 @@ class VideoDataset(Dataset[Sample]):
         index %= len(self)
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         video, place = self._videos[number], index - int(self._starts[number])
-        height, width = self._size(video)
         pixels = self._reader(number)(int(video.rows[place]))
         depth = torch.from_numpy(pixels.z_depth).float()
         mask = (depth > 0) & (depth < torch.inf)
@@ -150,7 +150,7 @@ class VideoDataset(Dataset[Sample]):
             mask &= torch.from_numpy(pixels.confidence) >= self._min_confidence
         if self._measured_only:
             mask &= torch.from_numpy(pixels.measured)
-        camera = video.camera.scaled(width, height).params
+        camera = self._cameras[number]
         K = np.array([[camera[0], 0, camera[2]], [0, camera[1], camera[3]], [0, 0, 1]], np.float32)
         return Sample(
             rgb=torch.from_numpy(pixels.rgb),
@@ -158,7 +158,7 @@ class VideoDataset(Dataset[Sample]):
             cam2world=torch.from_numpy(video.cam2world[place].copy()),
             K=torch.from_numpy(K),
             mask=mask,
-            camera=torch.from_numpy(camera.astype(np.float32)),
+            camera=torch.from_numpy(camera.copy()),
             video=number,
             frame=int(video.frame[place]),
             time=float(video.time[place]),
@@ -186,9 +186,10 @@ class VideoDataset(Dataset[Sample]):
 
     def _open(self, number: int) -> Callable[[int], Pixels]:
         video, (height, width) = self._videos[number], self._size(self._videos[number])
-        decoded = _Decoded(VideoStore(self._root, self._options), video, self._depth, height, width)
+        store = VideoStore(self._root, self._options)
         if self._cache is None:
-            return decoded.row
+            return _Decoded(store, video, self._depth, height, width, self._min_confidence > 0, self._measured_only).row
+        decoded = _Decoded(store, video, self._depth, height, width)
         content = f"{video.video_id} {self._depth} {sorted(video.fingerprints.items())}"
         cache = SampleCache(self._cache, video.video_id, content, height, width)
         return lambda row: cache.row(row, decoded.row)
@@ -237,17 +238,23 @@ def _describe(store: VideoStore, video_id: str, depth: str, tracked_only: bool) 
 
 
 class _Decoded:
-    """The images of a video at one size, decoded from the store when asked for."""
+    """The images of a video at one size, decoded from the store when asked for; zeros for those that nobody wants."""
 
-    def __init__(self, store: VideoStore, video: _Video, depth: str, height: int, width: int) -> None:
+    def __init__(
+        self, store: VideoStore, video: _Video, depth: str, height: int, width: int, confidence: bool = True, measured: bool = True
+    ) -> None:
         prints = video.fingerprints
         self._size = height, width
         self._rgb: Callable[[int], NDArray[np.uint8]]
-        if "rgb" in store.group(video.video_id, "frames", prints["frames"]):
-            self._rgb = store.rows(video.video_id, "frames", "rgb", prints["frames"]).row
+        frames = store.opened(video.video_id, "frames", prints["frames"])
+        if "rgb" in frames.group:
+            self._rgb = frames.rows("rgb").row
         else:
             self._rgb = store.frames(video.video_id, prints["frames"]).rgb
-        self._depth = [store.rows(video.video_id, depth, name, prints[depth]).row for name in ("z_depth", "confidence", "measured")]
+        images = store.opened(video.video_id, depth, prints[depth])
+        self._z_depth = images.rows("z_depth").row
+        self._confidence = images.rows("confidence").row if confidence else None
+        self._measured = images.rows("measured").row if measured else None
 
     def row(self, row: int) -> Pixels:
         rgb = self._rgb(row)
@@ -255,5 +262,12 @@ class _Decoded:
             import cv2
 
             rgb = np.asarray(cv2.resize(rgb, self._size[::-1], interpolation=cv2.INTER_AREA))
-        z_depth, confidence, measured = (np.array(nearest_pixels(read(row), *self._size)) for read in self._depth)
-        return Pixels(np.array(rgb.transpose(2, 0, 1), order="C"), z_depth, confidence, measured)
+        return Pixels(
+            np.array(rgb.transpose(2, 0, 1), order="C"),
+            self._resized(self._z_depth(row)),
+            self._resized(self._confidence(row)) if self._confidence else np.broadcast_to(np.uint8(0), self._size),
+            self._resized(self._measured(row)) if self._measured else np.broadcast_to(np.bool_(False), self._size),
+        )
+
+    def _resized(self, image: NDArray[Any]) -> NDArray[Any]:
+        return np.array(nearest_pixels(image, *self._size))

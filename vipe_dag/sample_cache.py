@@ -53,8 +53,8 @@ class SampleCache:
         """The row from the file, or made and put there. Raises StoreError when the disk is full or fails."""
         start = row * self._record
         try:
-            found = bytearray(self._record)
-            if os.preadv(self._file, [found], start) == self._record and found[-1:] == _READY:
+            found = np.empty(self._record, np.uint8)
+            if os.preadv(self._file, [found.data], start) == self._record and found[-1:].tobytes() == _READY:
                 return self._parsed(found)
             made = make(row)
             parts = (made.rgb, made.z_depth, made.confidence, made.measured)
@@ -69,7 +69,7 @@ class SampleCache:
         while written < len(content):
             written += os.pwrite(self._file, memoryview(content)[written:], start + written)
 
-    def _parsed(self, record: bytearray) -> Pixels:
+    def _parsed(self, record: NDArray[np.uint8]) -> Pixels:
         size, n = (self._height, self._width), self._pixels
         return Pixels(
             np.frombuffer(record, np.uint8, 3 * n).reshape(3, *size),

@@ -216,6 +216,15 @@ _FRAMES = AssetSchema(
             absent_when=("profile", "reference"),
             extra={"color_space": "sRGB, full range"},
         ),
+        Variable(
+            "instance",
+            ("frame", "y", "x"),
+            "uint8",
+            "number of the object in the pixel, 0 the background; only of imported results",
+            "1",
+            Compression.MASK,
+            required=False,
+        ),
     ),
     (
         *_SIZE,
@@ -227,6 +236,7 @@ _FRAMES = AssetSchema(
         Attribute("truncated", (bool,)),
         Attribute("fps_nominal", (float,)),
         Attribute("profile", (str,), ("jxl", "reference"), required=False),
+        Attribute("instances", (dict,), required=False),
         _FLAGS,
     ),
 )

@@ -14,14 +14,13 @@ from typing import Any
 
 from vipe_dag.errors import SourceError
 from vipe_dag.export import FILE_NAMES, export_video
-from vipe_dag.export.target import remove_litter, replaced_folder
+from vipe_dag.export.target import replaced_folder
 from vipe_dag.schema import ASSETS
 from vipe_dag.store import VideoStore
 
 MANIFEST = "_exports.json"
 _ALGORITHM_VERSION = 1
 """Raised when a format is written differently, so that what is kept is written again."""
-_LITTER_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,6 @@ def keep_exports(store: VideoStore, video_id: str, formats: Sequence[str], folde
     manifest = _own(place)
     if manifest is not None and manifest["version"] == version:
         return _kept(place, manifest, written=False)
-    remove_litter(place, _LITTER_SECONDS)
     with replaced_folder(place) as unfinished:
         notes = {name: list(export_video(store, video_id, name, unfinished / FILE_NAMES[name]).notes) for name in formats}
         manifest = {"video_id": video_id, "version": version, "generations": generations, "notes": notes, "files": _sizes(unfinished)}

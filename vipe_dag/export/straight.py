@@ -29,6 +29,10 @@ class Straight:
         """(H, W) depth along the optical axis, of the nearest pixel; NaN where it is unknown."""
         return self._remapped(z_depth, "INTER_NEAREST", np.nan)
 
+    def labels(self, numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W) numbers of the nearest pixel; 0 where the lens does not see."""
+        return self._remapped(numbers, "INTER_NEAREST", 0)
+
     def _remapped(self, array: NDArray[Any], how: str, outside: float) -> NDArray[Any]:
         if self._places is None:
             return array

@@ -1,4 +1,7 @@
-"""Where an export goes: written beside its place under another name, it takes its own name when it is complete."""
+"""Where an export goes: written beside its place under another name, it takes its own name when it is complete.
+
+A process that is killed leaves a hidden `.NAME.*.part`, which the next export to that place removes when it is a day old.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pathlib import Path
 from vipe_dag.errors import SourceError
 
 _UNFINISHED = ".part"
+_LITTER_SECONDS = 86_400.0
 
 
 @contextmanager
@@ -64,9 +68,9 @@ def replaced_folder(out: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def remove_litter(out: Path, older_than_seconds: float) -> None:
-    """Removes what processes that were killed left beside `out`, when it is that old."""
-    limit = time.time() - older_than_seconds
+def _remove_litter(out: Path) -> None:
+    """Removes what processes that were killed left beside `out`, when it is so old that nobody writes to it any more."""
+    limit = time.time() - _LITTER_SECONDS
     for path in out.parent.glob(f".{glob.escape(out.name)}.*{_UNFINISHED}"):
         if path.stat().st_mtime < limit:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -83,6 +87,7 @@ def _sibling(out: Path) -> Iterator[Path]:
         raise SourceError(f"{out}: the folder {out.parent} does not exist; create it first")
     temporary = _beside(out)
     try:
+        _remove_litter(out.absolute())
         yield temporary
         temporary.replace(out)
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -48,6 +48,14 @@ class Sparse:
         )
 
 
+@dataclass(frozen=True)
+class Instances:
+    """Objects in pictures: the numbers (H, W) uint8 that a frame shows, 0 the background, and what they are called, by number."""
+
+    of: Callable[[int], NDArray[np.uint8]]
+    names: dict[str, str]
+
+
 NO_POINTS = Sparse.empty(np.zeros(0, np.int64), 1)
 
 
@@ -74,18 +82,19 @@ class Target:
         """Whether the store has them all, from an earlier import of the same files; they are then current."""
         return all(self.store.point(self.video_id, asset, self.fingerprint) for asset in assets)
 
-    def write_frames(self, long_side: int) -> int:
+    def write_frames(self, long_side: int, instances: Instances | None = None) -> int:
         """The pictures, no longer than that, and the source's record; returns how many frames there are."""
         decoder = frames_stage.decode(self.source, FramesConfig(long_side=long_side))
         count = 0
         with self.store.begin(self.video_id, "frames", self.fingerprint) as w:
             for block in decoder:
-                w.append({"rgb": block.rgb, "frame": block.index, "time": block.time})
+                objects = {"instance": np.stack([instances.of(row) for row in block.index.tolist()])} if instances else {}
+                w.append({"rgb": block.rgb, "frame": block.index, "time": block.time, **objects})
                 count += len(block.index)
             facts = decoder.info
             names = ("width", "height", "source_width", "source_height", "rotation", "source_uri", "source_digest", "codec", "container")
             w.attrs({name: getattr(facts, name) for name in (*names, "fps_nominal", "truncated")} | {"flags": list(facts.flags)})
-            w.attrs(self.attributes)
+            w.attrs(self.attributes | ({"instances": instances.names} if instances else {}))
         self.store.register(SourceRecord.of(self.source, video_id=self.video_id))
         return count
 

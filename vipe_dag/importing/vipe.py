@@ -1,6 +1,7 @@
 """ViPE's results as assets: `frames` decoded from its mp4 at full size, `ba_poses` and, where there is depth, `aligned_depth`.
 
-What ViPE does not say stays unknown: uncertainties are NaN, there are no keyframes, depth counts as completed rather than measured.
+Masks become `instance` of `frames`. What ViPE does not say stays unknown: uncertainties are NaN, there are no keyframes, depth counts as
+completed rather than measured.
 """
 
 from __future__ import annotations
@@ -9,20 +10,22 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vipe_dag.calibration import Calibration
 from vipe_dag.errors import SourceError
-from vipe_dag.importing.assets import Target, fingerprint_of, poses_of
-from vipe_dag.importing.mei import from_mei
+from vipe_dag.importing.assets import Instances, Target, fingerprint_of, poses_of
+from vipe_dag.mei import MAX_LENS_ERROR_PX, from_mei
 from vipe_dag.store import VideoStore
 from vipe_dag.video import open_source
 from vipe_dag.vipe_layout import CAMERAS, Layout
 
-MAX_LENS_ERROR_PX = 0.1
 _BLOCK_FRAMES = 32
 
 
@@ -51,11 +54,12 @@ def import_video(store: VideoStore, root: str | Path, name: str) -> str:
     if rows[-1] >= count:
         raise SourceError(f"{layout.rgb}: has {count} frames, but there is a pose of frame {rows[-1]}; give the mp4 of this run")
     camera, lens_error = _camera(layout, rows, info.width, info.height)
-    fingerprint = fingerprint_of("vipe", source, (layout.pose, layout.intrinsics, layout.depth))
+    fingerprint = fingerprint_of("vipe", source, (layout.pose, layout.intrinsics, layout.depth, layout.mask, layout.phrases))
     target = Target(store, source, "vipe", fingerprint, {"origin": str(layout.root), "name": name, "lens_error_px": lens_error})
     if target.has(["frames", "ba_poses", *(["aligned_depth"] if layout.depth.is_file() else [])]):
         return target.video_id
-    count = target.write_frames(min(max(info.width, info.height, 64), 8192))
+    with _masks(layout, (info.height, info.width)) as instances:
+        count = target.write_frames(min(max(info.width, info.height, 64), 8192), instances)
     target.write_poses(poses_of(rows, cam2world, camera, count))
     if layout.depth.is_file():
         _write_depth(target, layout.depth, (count, info.height, info.width))
@@ -116,6 +120,35 @@ def _camera_names(layout: Layout) -> set[str]:
         return set()
     lines = layout.camera.read_text(errors="replace").splitlines()
     return {line.partition(":")[2].strip().upper() for line in lines if line.strip()}
+
+
+@contextmanager
+def _masks(layout: Layout, size: tuple[int, int]) -> Iterator[Instances | None]:
+    """The objects that ViPE found; None where it did not look for any."""
+    if not layout.mask.is_file():
+        yield None
+        return
+    lines = layout.phrases.read_text(errors="replace").splitlines() if layout.phrases.is_file() else []
+    names = {number.strip(): phrase.strip() for number, _, phrase in (line.partition(":") for line in lines) if number.strip()}
+    with zipfile.ZipFile(layout.mask) if zipfile.is_zipfile(layout.mask) else nullcontext(None) as archive:
+        if archive is None:
+            raise SourceError(f"{layout.mask}: not a readable zip; copy it again, or remove it to import without masks")
+        yield Instances(partial(_mask, archive, layout.mask, size), names)
+
+
+def _mask(archive: zipfile.ZipFile, path: Path, size: tuple[int, int], row: int) -> NDArray[np.uint8]:
+    name = f"{row:05d}.png"
+    try:
+        with Image.open(io.BytesIO(archive.read(name)), formats=["PNG"]) as picture:
+            found = np.asarray(picture)
+    except (KeyError, OSError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError) as error:
+        raise SourceError(f"{path}, {name}: not a readable PNG ({error}); copy it again, or remove it to import without masks") from error
+    if found.shape != size or found.dtype != np.uint8:
+        raise SourceError(
+            f"{path}, {name}: expected numbers of 8 bits, {size[1]}x{size[0]} as in the mp4, found {found.dtype} {found.shape}; "
+            "remove the zip to import without masks"
+        )
+    return found
 
 
 def _write_depth(target: Target, path: Path, shape: tuple[int, int, int]) -> None:

@@ -7,6 +7,7 @@ Zarr v3 (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed)
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,21 @@ ReadPart = Callable[[str, int, int | None], bytes | None]
 _ABSENT = 2**64 - 1
 _ENTRY = 16
 _CHECKSUM = 4
+
+
+@dataclass(frozen=True)
+class OpenedGeneration:
+    """A generation of which parts are read when asked for. `where` names it in errors."""
+
+    group: zarr.Group
+    read_part: ReadPart
+    where: str
+
+    def rows(self, variable: str) -> RowReader:
+        """Single rows of a per-frame image. Raises StoreError when there is no such variable."""
+        from vipe_dag.store.reader import stored_array
+
+        return RowReader(stored_array(self.group, variable), self.read_part, self.where)
 
 
 class RowReader:
@@ -51,6 +67,11 @@ class RowReader:
     def shape(self) -> tuple[int, ...]:
         """(T, H, W) or (T, H, W, 3)."""
         return self._shape
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one decoded row."""
+        return int(np.prod(self._shape[1:])) * int(self._dtype.itemsize)
 
     def row(self, row: int) -> NDArray[Any]:
         """One row in the stored dtype, not to be written to. Raises IndexError outside 0..len-1, StoreError for damaged data."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import xarray as xr
     import zarr
 
-    from vipe_dag.store.rows import RowReader
+    from vipe_dag.store.rows import OpenedGeneration, RowReader
     from vipe_dag.store.writer import Generation
 
 REFERENCES = "_references"
@@ -276,8 +276,11 @@ class VideoStore:
 
     def rows(self, video_id: str, asset: str, variable: str, fingerprint: str | None = None) -> RowReader:
         """Single rows of a per-frame image, for random access; nothing is kept. Raises StoreError when there is no such variable."""
-        from vipe_dag.store.reader import stored_array
-        from vipe_dag.store.rows import RowReader
+        return self.opened(video_id, asset, fingerprint).rows(variable)
+
+    def opened(self, video_id: str, asset: str, fingerprint: str | None = None) -> OpenedGeneration:
+        """A generation whose arrays and rows are read one by one, all of them of the pointer that is resolved here."""
+        from vipe_dag.store.rows import OpenedGeneration
 
         pointer = self._resolve(video_id, asset, fingerprint)
         key, where = self._generation_key(pointer), f"{video_id}, {asset}"
@@ -286,7 +289,7 @@ class VideoStore:
             with storage_errors(where):
                 return self._backend.read_part(f"{key}/{name}", start, end)
 
-        return RowReader(stored_array(self._group(pointer), variable), read_part, where)
+        return OpenedGeneration(self._group(pointer), read_part, where)
 
     # Upkeep
 

@@ -48,8 +48,7 @@ class Viewer:
         with redirect_stdout(io.StringIO()):  # its banner
             self._server = viser.ViserServer(host=host, port=port, label="vipe-dag", verbose=False)
         self._server.gui.configure_theme(control_width="large", show_logo=False, show_share_button=False)
-        videos = store.videos()
-        self._panel = Panel(self._server, videos, self._first_video, self._wish)
+        self._panel = Panel(self._server, store.names(), self._first_video, self._wish)
         self._panel.snapshot.on_click(lambda event: self._download(event.client))
         self._panel.look.on_click(lambda event: self._look(event.client))
         self._other: ViewedVideo | None = None
@@ -62,6 +61,11 @@ class Viewer:
     @property
     def port(self) -> int:
         return int(self._server.get_port())
+
+    @property
+    def status(self) -> str:
+        """What the panel says below the controls: how many points are there, or what went wrong."""
+        return str(self._panel.status.content)
 
     def stop(self) -> None:
         """Ends serving; idempotent."""
@@ -181,7 +185,7 @@ class Viewer:
 
     def _show_row(self, settings: Settings) -> None:
         video, row = self._video, settings.row
-        rgb, depth = video.rgb(row), video.depth(row)
+        rgb, depth = video.pictures(row)
         words = [f"frame {video.frame[row]}", f"{video.time[row]:.2f} s", f"segment {video.segment[row]}"]
         words += ["keyframe"] if row in video.keyframe else []
         words += [] if video.tracked[row] else ["**not tracked**"]
