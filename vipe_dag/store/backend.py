@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vipe_dag.errors import StoreError
-from vipe_dag.urls import file_system, open_options, redacted, refuse_credentials
+from vipe_dag.urls import file_system, open_options, redacted, refuse_credentials, version_of
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -49,6 +49,9 @@ class Backend(Protocol):
 
     def children(self, key: str) -> list[str]:
         """Sorted names directly below a key; empty when there is nothing."""
+
+    def versions(self, key: str) -> dict[str, str]:
+        """The names of the objects directly below a key, each with a text that changes when the object is replaced."""
 
     def objects(self, key: str) -> dict[str, tuple[int, float]]:
         """Every object below a key: its size in bytes and when it was written, seconds since the epoch."""
@@ -165,6 +168,16 @@ class LocalBackend:
             return []
         kept = (entry for entry in entries if not entry.name.endswith(self.TEMPORARY))
         return sorted(entry.name for entry in kept if not (entry.is_symlink() and self._leads_out(Path(entry.path))))
+
+    def versions(self, key: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for entry in os.scandir(self._path(key)):
+                if entry.is_file(follow_symlinks=False) and not entry.name.endswith(self.TEMPORARY):
+                    with suppress(FileNotFoundError):
+                        facts = entry.stat(follow_symlinks=False)
+                        found[entry.name] = f"{facts.st_mtime_ns}-{facts.st_size}-{facts.st_ino}"
+        return found
 
     def objects(self, key: str) -> dict[str, tuple[int, float]]:
         found: dict[str, tuple[int, float]] = {}
@@ -320,6 +333,14 @@ class FsspecBackend:
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted({str(name).rstrip("/").rpartition("/")[2] for name in names} - {""})
+
+    def versions(self, key: str) -> dict[str, str]:
+        try:
+            with self._at(key) as path:
+                found = self._fs.ls(path, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return {str(facts["name"]).rpartition("/")[2]: f"{version_of(facts)}-{facts['size']}" for facts in found if facts["type"] == "file"}
 
     def objects(self, key: str) -> dict[str, tuple[int, float]]:
         base = len(self._base.rstrip("/")) + 1
