@@ -122,8 +122,20 @@ class LocalBackend:
         return path
 
     def _leads_out(self, path: Path) -> bool:
+        own, parts = self._directory.parts, path.parts
+        if parts[: len(own)] == own and ".." not in parts[len(own) :] and not self._linked(parts[len(own) :]):
+            return False
         root = os.path.realpath(self._directory)
         return os.path.commonpath([root, os.path.realpath(path)]) != root
+
+    def _linked(self, parts: Sequence[str]) -> bool:
+        """Whether one of these names, each below the one before it, is a symbolic link. To resolve the whole path takes ten times as long."""
+        here = str(self._directory)
+        for part in parts:
+            here = f"{here}{os.sep}{part}"
+            if os.path.islink(here):
+                return True
+        return False
 
     def read(self, key: str) -> bytes | None:
         try:
