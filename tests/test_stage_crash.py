@@ -18,9 +18,9 @@ from clips import write_clip
 from crash_stages import CATALOGUE, CHANGES
 
 PATIENCE_SECONDS = 900
-EVERY = 13
+EVERY = 29
 """Writes between two kills. With 1, each of some 500 writes is hit, which takes minutes; to be done when the store's writing changes."""
-FEWEST_KILLS = 3
+FEWEST_KILLS = 1
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,7 @@ class LocalBackend:
         return os.path.commonpath([root, os.path.realpath(path)]) != root
 
     def _linked(self, parts: Sequence[str]) -> bool:
-        """Whether one of these names, each below the one before it, is a symbolic link. To resolve the whole path takes ten times as long."""
+        """Whether one of these names, each below the one before it, is a symbolic link. To resolve whole paths takes ten times as long."""
         here = str(self._directory)
         for part in parts:
             here = f"{here}{os.sep}{part}"
