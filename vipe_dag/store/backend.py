@@ -139,7 +139,8 @@ class LocalBackend:
 
     def read(self, key: str) -> bytes | None:
         try:
-            return self._path(key).read_bytes()
+            with self._path(key).open("rb", buffering=0) as file:
+                return file.read()
         except FileNotFoundError:
             return None
 
