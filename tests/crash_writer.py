@@ -10,6 +10,9 @@ import os
 import shutil
 import signal
 import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +52,19 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
     return any(letter in (mode or "") for letter in "wax+") or bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
 
-def in_child(root: Path, fingerprint: str, die_at: int | None) -> bool:
-    """Writes in a forked process; True when it survived. Anything but survival or the kill fails the script."""
+def in_child(root: Path, work: Callable[[], None], die_at: int | None, before: Callable[[], None] = lambda: None) -> bool:
+    """Works in a forked process, after something that is not killed; True when it survived. What is neither fails the script."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
+            before()
             if die_at is not None:
                 die_before_change(die_at, root)
-            write(root, fingerprint)
+            work()
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     status = os.waitpid(child, 0)[1]
@@ -69,13 +75,13 @@ def in_child(root: Path, fingerprint: str, die_at: int | None) -> bool:
 
 
 def main(base: Path) -> None:
-    in_child(base / "before", OLD, None)
+    in_child(base / "before", lambda: write(base / "before", OLD), None)
     number, survived = 0, False
     while not survived:
         number += 1
         root = base / f"{number:03d}"
         shutil.copytree(base / "before", root)
-        survived = in_child(root, NEW, number)
+        survived = in_child(root, partial(write, root, NEW), number)
     print(number - 1)
 
 

@@ -422,6 +422,16 @@ class VideoStoreContract:
 
     # Upkeep
 
+    def test_a_listing_says_which_objects_were_replaced(self, store: VideoStore) -> None:
+        for name, content in {"a": b"1", "b": b"2", "below/c": b"3"}.items():
+            store.backend.update(f"_listed/{name}", lambda _, content=content: content)
+        before = store.backend.versions("_listed")
+        store.backend.update("_listed/b", lambda _: b"4")
+        after = store.backend.versions("_listed")
+        assert set(before) == set(after) == {"a", "b"}
+        assert [name for name in before if after[name] != before[name]] == ["b"]
+        assert store.backend.versions("_nothing") == {}
+
     def test_sweep_removes_only_old_half_written_generations(self, store: VideoStore) -> None:
         write_keyframes(store, OLD, 1.0)
         write_keyframes(store, NEW, 2.0)

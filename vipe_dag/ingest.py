@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vipe_dag.errors import SourceError, StoreError, VipeDagError
 from vipe_dag.operations import IngestSettings
+from vipe_dag.urls import version_of
 
 if TYPE_CHECKING:
     from vipe_dag.store import VideoStore
@@ -176,18 +176,8 @@ def _listing(location: str) -> tuple[Location, list[_File]]:
     for path in visible:
         if is_video(path):
             here, facts = place.at(path), found[path]
-            files.append(_File(str(here), here.uri, int(facts["size"] or 0), _etag(facts), f"{path}{MARKER}" in found))
+            files.append(_File(str(here), here.uri, int(facts["size"] or 0), version_of(facts), f"{path}{MARKER}" in found))
     return place, files
-
-
-def _etag(facts: dict[str, Any]) -> str:
-    """What changes with the content: the service's etag, else the time of writing and the inode."""
-    for name in ("ETag", "etag", "md5Hash", "content_md5"):
-        if facts.get(name):
-            return str(facts[name]).strip('"')
-    times = (facts[name] for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created") if facts.get(name))
-    written = next(times, "")
-    return f"{written.isoformat() if isinstance(written, datetime) else written}-{facts.get('ino', '')}"
 
 
 def _seen(entry: Entry | None, file: _File, settings: IngestSettings) -> tuple[Entry, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
@@ -61,6 +62,16 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
 def open_options(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """What fsspec is told besides `options`."""
     return {"use_listings_cache": False, **(_S3_OPTIONS if url.startswith("s3://") else {}), **options}
+
+
+def version_of(facts: Mapping[str, Any]) -> str:
+    """What changes with the content of an object, of what fsspec says of it: the service's etag, else the time of writing and the inode."""
+    for name in ("ETag", "etag", "md5Hash", "content_md5"):
+        if facts.get(name):
+            return str(facts[name]).strip('"')
+    times = (facts[name] for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created") if facts.get(name))
+    written = next(times, "")
+    return f"{written.isoformat() if isinstance(written, datetime) else written}-{facts.get('ino', '')}"
 
 
 def _public_part(part: str) -> str:

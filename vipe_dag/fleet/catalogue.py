@@ -80,16 +80,17 @@ def table_of(rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 def write_file(store: VideoStore, shard: Shard, table: pa.Table, config: PipelineConfig, passed: Sequence[str] = ()) -> None:
     """Replaces the Parquet file of a shard in one step. config: under which `behind` was decided; passed: names that are no videos."""
+    write_parquet(store, file_key(shard), table, {CODES: json.dumps(code_versions(config)), PASSED: json.dumps(list(passed))})
+
+
+def write_parquet(store: VideoStore, key: str, table: pa.Table, metadata: Mapping[bytes, str]) -> None:
+    """Replaces a Parquet file in one step. Dictionaries would make these columns larger and slower: nearly all their values differ."""
     import pyarrow.parquet as pq
 
     content = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata({CODES: json.dumps(code_versions(config)), PASSED: json.dumps(list(passed))}),
-        content,
-        compression="zstd",
-    )
+    pq.write_table(table.replace_schema_metadata(dict(metadata)), content, compression="zstd", use_dictionary=False)
     with storage_errors(store.root):
-        store.backend.update(file_key(shard), lambda _: content.getvalue())
+        store.backend.update(key, lambda _: content.getvalue())
 
 
 def code_versions(config: PipelineConfig) -> dict[str, str]:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from vipe_dag.errors import ConfigError, StoreError
-from vipe_dag.fleet.catalogue import file_key, pool_key
+from vipe_dag.fleet.catalogue import pool_key
 from vipe_dag.fleet.columns import schema
-from vipe_dag.fleet.journal import FOLDER
+from vipe_dag.fleet.merged import Versions, scan, shard_versions
 from vipe_dag.fleet.rows import PER_FRAME, PER_VIDEO
-from vipe_dag.fleet.shards import all_shards
 from vipe_dag.operations import load_operations
 from vipe_dag.results import PARAM_NAMES
 from vipe_dag.schema import FIXED_SIZES, nearest
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     import dask.bag as db
     import pandas as pd
     import pyarrow.compute as pc
-    import pyarrow.dataset as ds
     import xarray as xr
 
     Where: TypeAlias = pc.Expression | list[tuple[str, str, Any]] | None
@@ -62,7 +60,7 @@ class Fleet:
         return self.select()
 
     def select(self, columns: Sequence[str] | None = None, where: Where = None) -> pd.DataFrame:
-        """Some columns of those videos for which `where` holds; nothing else is read or decoded.
+        """Some columns of those videos for which `where` holds, in no particular order; nothing else is read or decoded.
 
         where: an expression of pyarrow.compute, or a list of (column, operator, value) that all hold, the operator one of
         = == != < > <= >= in, not in. Raises ConfigError for a column that does not exist.
@@ -74,7 +72,7 @@ class Fleet:
             if name not in schema().names:
                 raise ConfigError(f"the catalogue has no column {name!r}{nearest(name, schema().names)}")
         condition = pq.filters_to_expression(conditions) if conditions else None if isinstance(where, list) else where
-        return self._dataset().to_table(columns=list(columns) if columns else None, filter=condition).to_pandas()
+        return scan(self.store, self._versions(), columns, condition).to_pandas()
 
     def pooled(self) -> xr.Dataset:
         """Poses of every frame of every video that has them, lazy: dimension `row` goes through the frames of video after video.
@@ -111,20 +109,14 @@ class Fleet:
             video_ids = self.select(["video_id"], [("status", "=", "done")])["video_id"].tolist()
         return db.from_sequence(list(video_ids), partition_size=PARTITION_VIDEOS).map(_applied, store=self.store, function=function)
 
-    def _dataset(self) -> ds.Dataset:
-        import pyarrow.dataset as ds
-
-        present = set(self.store.backend.children(f"_{FOLDER}"))
-        keys = [file_key(shard) for shard in all_shards(self.shards)]
-        there = [key for key in keys if key.rpartition("/")[2] in present]
-        remedy = f"write it with `vipe-dag fleet catalogue --store {self.store.root}`"
-        if not there:
+    def _versions(self) -> Versions:
+        versions, remedy = shard_versions(self.store, self.shards), f"write it with `vipe-dag fleet catalogue --store {self.store.root}`"
+        if not versions:
             raise StoreError(f"{self.store.root}: has no catalogue for {self.shards} shards; {remedy}")
-        if len(there) < len(keys):
-            warnings.warn(f"{self.store.root}: the catalogue lacks {len(keys) - len(there)} of {len(keys)} shards; {remedy}", stacklevel=3)
-        filesystem, _ = self.store.backend.arrow("")
-        paths = [self.store.backend.arrow(key)[1] for key in there]
-        return ds.FileSystemDataset.from_paths(paths, schema=schema(), format=ds.ParquetFileFormat(), filesystem=filesystem)
+        if len(versions) < self.shards:
+            lacks = self.shards - len(versions)
+            warnings.warn(f"{self.store.root}: the catalogue lacks {lacks} of {self.shards} shards; {remedy}", stacklevel=3)
+        return versions
 
     def _lazy(self, name: str, dtype: str, lengths: tuple[int, ...], dims: tuple[str, ...], pools: tuple[str, ...]) -> da.Array:
         import dask.array as da

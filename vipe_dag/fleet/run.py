@@ -13,6 +13,7 @@ from vipe_dag.config import PipelineConfig
 from vipe_dag.errors import VipeDagError
 from vipe_dag.fleet.catalogue import write_catalogue
 from vipe_dag.fleet.journal import DIED, Failure, Journal, read_journal, write_journal
+from vipe_dag.fleet.merged import merge
 from vipe_dag.fleet.rows import read_records
 from vipe_dag.fleet.shards import Shard, all_shards, parse_shard, videos_of
 from vipe_dag.graph import STAGES, upstream
@@ -103,6 +104,7 @@ def run_shard(
         told(outcome)
     write_journal(store, shard, journal)
     write_catalogue(store, shard, video_ids, config)
+    merge(store, [shard])
     return ShardReport(shard, tuple(outcomes), time.perf_counter() - started)
 
 
@@ -123,7 +125,9 @@ def catalogue_shards(root: str, words: Sequence[str] | None, config: PipelineCon
 
     store = VideoStore(root)
     chosen = _chosen(store, words, load_operations(root).fleet.shards)
-    return sum(write_catalogue(store, shard, video_ids, config) for shard, video_ids in chosen.items())
+    written = sum(write_catalogue(store, shard, video_ids, config) for shard, video_ids in chosen.items())
+    merge(store, list(chosen))
+    return written
 
 
 def states_of(root: str, config: PipelineConfig) -> list[ShardState]:

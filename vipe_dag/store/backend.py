@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vipe_dag.errors import StoreError
-from vipe_dag.urls import file_system, open_options, redacted, refuse_credentials
+from vipe_dag.urls import file_system, open_options, redacted, refuse_credentials, version_of
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -49,6 +49,9 @@ class Backend(Protocol):
 
     def children(self, key: str) -> list[str]:
         """Sorted names directly below a key; empty when there is nothing."""
+
+    def versions(self, key: str) -> dict[str, str]:
+        """The names of the objects directly below a key, each with a text that changes when the object is replaced."""
 
     def objects(self, key: str) -> dict[str, tuple[int, float]]:
         """Every object below a key: its size in bytes and when it was written, seconds since the epoch."""
@@ -119,12 +122,25 @@ class LocalBackend:
         return path
 
     def _leads_out(self, path: Path) -> bool:
+        own, parts = self._directory.parts, path.parts
+        if parts[: len(own)] == own and ".." not in parts[len(own) :] and not self._linked(parts[len(own) :]):
+            return False
         root = os.path.realpath(self._directory)
         return os.path.commonpath([root, os.path.realpath(path)]) != root
 
+    def _linked(self, parts: Sequence[str]) -> bool:
+        """Whether one of these names, each below the one before it, is a symbolic link. To resolve whole paths takes ten times as long."""
+        here = str(self._directory)
+        for part in parts:
+            here = f"{here}{os.sep}{part}"
+            if os.path.islink(here):
+                return True
+        return False
+
     def read(self, key: str) -> bytes | None:
         try:
-            return self._path(key).read_bytes()
+            with self._path(key).open("rb", buffering=0) as file:
+                return file.read()
         except FileNotFoundError:
             return None
 
@@ -165,6 +181,16 @@ class LocalBackend:
             return []
         kept = (entry for entry in entries if not entry.name.endswith(self.TEMPORARY))
         return sorted(entry.name for entry in kept if not (entry.is_symlink() and self._leads_out(Path(entry.path))))
+
+    def versions(self, key: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for entry in os.scandir(self._path(key)):
+                if entry.is_file(follow_symlinks=False) and not entry.name.endswith(self.TEMPORARY):
+                    with suppress(FileNotFoundError):
+                        facts = entry.stat(follow_symlinks=False)
+                        found[entry.name] = f"{facts.st_mtime_ns}-{facts.st_size}-{facts.st_ino}"
+        return found
 
     def objects(self, key: str) -> dict[str, tuple[int, float]]:
         found: dict[str, tuple[int, float]] = {}
@@ -320,6 +346,14 @@ class FsspecBackend:
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted({str(name).rstrip("/").rpartition("/")[2] for name in names} - {""})
+
+    def versions(self, key: str) -> dict[str, str]:
+        try:
+            with self._at(key) as path:
+                found = self._fs.ls(path, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return {str(facts["name"]).rpartition("/")[2]: f"{version_of(facts)}-{facts['size']}" for facts in found if facts["type"] == "file"}
 
     def objects(self, key: str) -> dict[str, tuple[int, float]]:
         base = len(self._base.rstrip("/")) + 1
