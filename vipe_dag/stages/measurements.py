@@ -30,8 +30,8 @@ _FLOW_SIGMA = 0.5
 """Forward-backward error, in units of a 640-pixel picture, at which a followed point loses most of its weight."""
 _TOGETHER = 16
 """Keyframes whose features are found before the next progress is told."""
-_GRAY_BYTES = 96 * 2**20
-"""Of luma that is kept: a row is asked for again whenever its keyframe is measured against another, and decoding it is dear."""
+_GRAY_ROWS, _GRAY_BYTES = 128, 48 * 2**20
+"""Of luma that are kept: a row is asked for again whenever its keyframe is measured against another, and decoding it is dear."""
 _MATCH_WEIGHT = 0.25
 """A SIFT keypoint is located about half as well as a refined corner: a quarter of the weight."""
 
@@ -103,7 +103,7 @@ class Measurements:
         self.keyframes: list[KeyframePoints] = []
         self.grid_shape = (0, 0)
         self._reading = Lock()
-        self._gray = Cache(max(2 * cache, _GRAY_BYTES // (frames.width * frames.height)))
+        self._gray = Cache(max(2 * cache, min(_GRAY_ROWS, _GRAY_BYTES // (frames.width * frames.height))))
         self._tracker = Cache(cache)
         self._flow = Cache(2 * cache)
         self._matches: dict[tuple[int, int], NDArray[np.int16]] = {}
