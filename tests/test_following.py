@@ -46,7 +46,7 @@ def reference(source: Pyramid, target: Pyramid, point: Float, guess: Float, leve
             error = patch[1:-1, 1:-1] - seen
             step = np.linalg.solve(normal, [(gx * error).sum(), (gy * error).sum()])
             u = u + step
-            if np.linalg.norm(step) <= PRECISION * times:
+            if np.linalg.norm(step) <= PRECISION:
                 break
         at = u * times
     return at

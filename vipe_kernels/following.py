@@ -161,13 +161,12 @@ def _align(source, target, margin, half, x, y, u, v, steps, precision, patch, ma
 
 @compiled_for_pixels
 def _descend(source, target, margin, half, x, y, u, v, steps, precision, patch, mask, gx, gy):
-    """From the coarsest level to the finest; a coarse one is left at the precision that the next can use."""
+    """From the coarsest level to the finest."""
     found = True
     for level in range(len(source) - 1, -1, -1):
         times = 1.0 * (1 << level)
-        enough = precision * times
         pictures, start = (source[level], target[level]), (x / times, y / times)
-        u, v, found = _align(*pictures, margin, half, *start, u / times, v / times, steps, enough, patch, mask, gx, gy)
+        u, v, found = _align(*pictures, margin, half, *start, u / times, v / times, steps, precision, patch, mask, gx, gy)
         u, v = u * times, v * times
         if not found:
             break

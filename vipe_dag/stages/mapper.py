@@ -301,7 +301,7 @@ class Mapper:
             else:
                 scene.model = known
                 scene.restore(before)
-        self.everything(keyframes, scales, config.global_steps, free)
+        self.everything(keyframes, scales, _CAMERA_STEPS, free)
         if len(free) > len(self.intrinsics):
             for other in moving:
                 if other is not keyframes:
