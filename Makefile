@@ -1,6 +1,7 @@
 # `make demo` and `make test` are all a newcomer needs; both set up .venv first.
 VENV := .venv
 BIN := $(VENV)/bin
+PROGRAM := $(VENV)/.program
 STAMP := $(VENV)/.installed
 # the first that runs (a shim may be on the path and have nothing behind it) and is new enough
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
@@ -14,17 +15,21 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-setup: $(STAMP)  ## .venv with the package and everything it needs
+setup: $(STAMP)  ## .venv with the package, all extras and the tools of development
 
-$(STAMP): pyproject.toml constraints.txt
+$(PROGRAM): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one by make setup PYTHON=/path/to/python3"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first and alone: a wheel that pip is configured to find locally (a CPU build, say) is then taken as it is
 	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt -e .
+	@touch $@
+
+$(STAMP): $(PROGRAM)
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup  ## render a clip, run the pipeline on it, compare with the truth
+demo: $(PROGRAM)  ## render a clip, run the pipeline on it, compare with the truth
 	$(BIN)/vipe-dag demo
 
 test: setup  ## the tests
