@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vipe_kernels import parallel
+from vipe_kernels import bundle, parallel
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +71,46 @@ def test_libraries_use_one_thread_while_we_divide() -> None:
         meet = threading.Barrier(3)
         parallel.each(lambda _: meet.wait(20), range(3))  # still three of ours
     assert (torch.get_num_threads(), cv2.getNumThreads()) == (3, 2)
+
+
+def test_torch_uses_one_thread_wherever_a_task_runs() -> None:
+    meet = threading.Barrier(3)
+
+    def task(_: int) -> int:
+        meet.wait(20)
+        return torch.get_num_threads()
+
+    with parallel.our_threads():
+        assert parallel.each(task, range(3)) == [1, 1, 1]
+
+
+def test_a_divided_product_has_the_same_bits_every_time() -> None:
+    generator = torch.Generator().manual_seed(1)
+    E = torch.randn(24, 66, 900, dtype=torch.float64, generator=generator)
+    C, w = torch.rand(2, 24, 900, dtype=torch.float64, generator=generator) + 1
+    torch.set_num_threads(1)
+    matrix, vector = bundle.eliminate(E, C, w)
+    torch.set_num_threads(3)
+    with parallel.our_threads():
+        for _ in range(20):
+            again = bundle.eliminate(E, C, w)
+            assert torch.equal(again[0], matrix)
+            assert torch.equal(again[1], vector)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_results_made_ahead_come_in_order(count: int) -> None:
+    started: list[int] = []
+
+    def task(item: int) -> int:
+        started.append(item)
+        return item * item
+
+    with parallel.our_threads():
+        for position, result in enumerate(parallel.ahead(task, range(count))):
+            assert result == position * position
+            assert len(started) <= position + 2  # one under way, not all
+    assert started == list(range(count))
 
 
 def test_a_task_for_later_gives_its_result_or_its_error() -> None:

@@ -13,7 +13,7 @@ block-sparse (`reduced`), and E is not kept but formed again when the depths are
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -397,14 +397,15 @@ def linearise_compiled(
     common = _compiled_arguments(problem, state, chunk, r, t, rays, d_ray)
     edges, span = len(src), len(common[0]) - 1
     shapes = ((edges, 6, 6), (edges, 6), (edges, 6, n), (span, n, n), (span, n), (span, _width(problem, src), points))
-    sums = tuple(np.zeros(shape) for shape in (*shapes, (span, points), (span, points), (span, 2)))
-    totals = sums[-1]
+    # torch's memory starts on a cache line; numpy's does not, and then the last bits of a product depend on where it happens to start
+    sums = tuple(torch.zeros(shape, dtype=torch.float64) for shape in (*shapes, (span, points), (span, points), (span, 2)))
+    arrays = tuple(x.numpy() for x in sums)
 
     def task(a: int, b: int) -> None:
-        fused.linearise(a, b, *common, scale * scale, problem.near, problem.rotation_only, *sums)
+        fused.linearise(a, b, *common, scale * scale, problem.near, problem.rotation_only, *arrays)
 
     parallel.spans(task, span, edges * points)
-    Hjj, gj, Hjk, Hkk, gk, E, C, w = (torch.from_numpy(x) for x in sums[:-1])
+    Hjj, gj, Hjk, Hkk, gk, E, C, w, totals = sums
     return Sums(Hjj, gj, Hjk, Hkk.sum(0), gk.sum(0), E, C, w, float(totals[:, 0].sum()), float(totals[:, 1].sum()))
 
 
@@ -561,12 +562,13 @@ def _priors(problem: Problem, state: State) -> list[tuple[float, float]]:
 
 def _cost(problem: Problem, state: State, scale: float, plan: _Plan) -> tuple[float, float]:
     """Robust cost and mass at `state`, as of `_build` without the system."""
-    rays, d_ray = _rays(problem, state)
     cost, mass = sum(precision * gap * gap for precision, gap in _priors(problem, state)), 0.0
+    compiled = backend_for(state.params) == "compiled"
+    rays, d_ray = (cameras.unproject(problem.uv, state.params, problem.model), None) if compiled else _rays(problem, state)
     for chunk in plan.chunks:
         r, t = relative(state.rotation, state.translation, problem.edges.source[chunk], problem.edges.destination[chunk])
-        if backend_for(state.params) == "compiled":
-            more = _cost_compiled(problem, state, chunk, r, t, rays, d_ray, scale)
+        if d_ray is None:
+            more = _cost_compiled(problem, state, chunk, r, t, rays, scale)
         else:
             sums = linearise(problem, state, chunk, r, t, rays, d_ray, scale)
             more = (float(sums.cost), float(sums.mass))
@@ -574,10 +576,9 @@ def _cost(problem: Problem, state: State, scale: float, plan: _Plan) -> tuple[fl
     return cost, mass
 
 
-def _cost_compiled(
-    problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float
-) -> tuple[float, float]:
-    starts, first, R, shift, directions, depth, _, *measured, _, _ = _compiled_arguments(problem, state, chunk, r, t, rays, d_ray)
+def _cost_compiled(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, scale: float) -> tuple[float, float]:
+    common = _compiled_arguments(replace(problem, intrinsics=()), state, chunk, r, t, rays, rays)
+    starts, first, R, shift, directions, depth, _, *measured, _, _ = common
     totals = np.zeros((len(starts) - 1, 2))
 
     def task(a: int, b: int) -> None:

@@ -63,7 +63,6 @@ def follow(source: Pyramid, target: Pyramid, uv: F32, guess: F32, level: int) ->
     never left the picture. The way back starts from where the guess would have put it, not from the answer, or all would look consistent.
     """
     there, back, found = guess.astype(np.float32), uv.astype(np.float32), np.zeros(len(uv), bool)
-    there, back = there.copy(), back.copy()
     pictures = (source.levels[: level + 1], target.levels[: level + 1])
     start, aim = np.ascontiguousarray(uv, np.float32), np.ascontiguousarray(guess, np.float32)
 

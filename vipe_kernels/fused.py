@@ -56,6 +56,21 @@ def _carried(r, t, ray, d):
 
 
 @compiled
+def _observed(r, t, ray, d, target, params, model, limit, near):
+    """A point carried into the camera that measured it: whether it is seen there, its position X Y Z, 1 / Z and normalised x y, the
+    distorted xd yd with the derivative a b c, and the error ex ey in pixels."""
+    X, Y, Z = _carried(r, t, ray, d)
+    iz = 1.0 / Z if near < Z else 0.0
+    x, y = X * iz, Y * iz
+    if near >= Z or x * x + y * y > limit:
+        return False, X, Y, Z, iz, x, y, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    xd, yd, a, b, c = _distort(x, y, params, model)
+    ex = target[0] - (params[0] * xd + params[2])
+    ey = target[1] - (params[1] * yd + params[3])
+    return True, X, Y, Z, iz, x, y, xd, yd, a, b, c, ex, ey
+
+
+@compiled
 def _intrinsic_slope(code, x, y, xd, yd, fx, fy, model):
     """How a free intrinsic moves the pixel of the normalised point (x, y), distorted (xd, yd)."""
     if code == 0:
@@ -83,7 +98,7 @@ def linearise(
     (S, n, n), gk (S, n), E (S, width, P), C, w (S, P), totals (S, 2) = cost, mass.
     """
     n = len(codes)
-    fx, fy, cx, cy = params[0], params[1], params[2], params[3]
+    fx, fy = params[0], params[1]
     J = np.zeros((2, 6))
     K = np.zeros((2, max(n, 1)))
     H = np.zeros((6, 6))
@@ -101,15 +116,12 @@ def linearise(
                 if trust <= 0.0:
                     continue
                 d = depth[k, p]
-                X, Y, Z = _carried(r, t[e], rays[k, p], d)
-                iz = 1.0 / Z if near < Z else 0.0
-                x, y = X * iz, Y * iz
-                if near >= Z or x * x + y * y > limit:
+                seen, X, Y, Z, iz, x, y, xd, yd, a, b, c, ex, ey = _observed(
+                    r, t[e], rays[k, p], d, target[e, p], params, model, limit, near
+                )
+                if not seen:
                     totals[s, 0] += trust * scale2
                     continue
-                xd, yd, a, b, c = _distort(x, y, params, model)
-                ex = target[e, p, 0] - (fx * xd + cx)
-                ey = target[e, p, 1] - (fy * yd + cy)
                 squared = ex * ex + ey * ey
                 shape = scale2 / (scale2 + squared)
                 totals[s, 0] += trust * squared * shape
@@ -165,7 +177,6 @@ def linearise(
 @compiled
 def cost(first, last, starts, base, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals):
     """Robust cost and mass alone, summed in the order of `linearise`: fills totals (S, 2). Arguments as there."""
-    fx, fy, cx, cy = params[0], params[1], params[2], params[3]
     points = depth.shape[1]
     for s in range(first, last):
         k = base + s
@@ -174,15 +185,12 @@ def cost(first, last, starts, base, R, t, rays, depth, target, weight, params, m
                 trust = weight[e, p]
                 if trust <= 0.0:
                     continue
-                X, Y, Z = _carried(R[e], t[e], rays[k, p], depth[k, p])
-                iz = 1.0 / Z if near < Z else 0.0
-                x, y = X * iz, Y * iz
-                if near >= Z or x * x + y * y > limit:
+                seen, _, _, _, _, _, _, _, _, _, _, _, ex, ey = _observed(
+                    R[e], t[e], rays[k, p], depth[k, p], target[e, p], params, model, limit, near
+                )
+                if not seen:
                     totals[s, 0] += trust * scale2
                     continue
-                xd, yd, _, _, _ = _distort(x, y, params, model)
-                ex = target[e, p, 0] - (fx * xd + cx)
-                ey = target[e, p, 1] - (fy * yd + cy)
                 squared = ex * ex + ey * ey
                 shape = scale2 / (scale2 + squared)
                 totals[s, 0] += trust * squared * shape
@@ -198,7 +206,7 @@ def back_substitute(
     destination camera relative to its source, in its tangent; shared (n,): of the free intrinsics.
     """
     n = len(codes)
-    fx, fy, cx, cy = params[0], params[1], params[2], params[3]
+    fx, fy = params[0], params[1]
     points = depth.shape[1]
     for s in range(first, last):
         k = base + s
@@ -212,16 +220,11 @@ def back_substitute(
                 if trust <= 0.0:
                     continue
                 d = depth[k, p]
-                X, Y, Z = _carried(r, t[e], rays[k, p], d)
-                if near >= Z:
+                seen, X, Y, Z, iz, x, y, xd, yd, a, b, c, ex, ey = _observed(
+                    r, t[e], rays[k, p], d, target[e, p], params, model, limit, near
+                )
+                if not seen:
                     continue
-                iz = 1.0 / Z
-                x, y = X * iz, Y * iz
-                if x * x + y * y > limit:
-                    continue
-                xd, yd, a, b, c = _distort(x, y, params, model)
-                ex = target[e, p, 0] - (fx * xd + cx)
-                ey = target[e, p, 1] - (fy * yd + cy)
                 shape = scale2 / (scale2 + ex * ex + ey * ey)
                 ax, bx, zx, ay, by, zy = _point_jacobian(x, y, iz, fx, fy, a, b, c)
                 # motion of the point in the destination camera, then of its pixel

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import cv2
@@ -42,7 +43,8 @@ def _workers() -> ThreadPoolExecutor:
     with _lock:
         if _pool is None:
             _keep_memory()
-            _pool = ThreadPoolExecutor(_MOST, thread_name_prefix="vipe-kernels")
+            # how many threads a call of torch uses is a matter of each thread that calls, and changes the last bits of a product
+            _pool = ThreadPoolExecutor(_MOST, thread_name_prefix="vipe-kernels", initializer=torch.set_num_threads, initargs=(1,))
         return _pool
 
 
@@ -144,6 +146,17 @@ def later(task: Callable[[], Result]) -> Callable[[], Result]:
         return task
     running = _workers().submit(task)
     return running.result
+
+
+def ahead(task: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """task(item) for each item in order; while one result is in use the next is made on another thread."""
+    order = iter(items)
+    for first in order:
+        pending = later(partial(task, first))
+        for item in order:
+            ready, pending = pending(), later(partial(task, item))
+            yield ready
+        yield pending()
 
 
 def spans(task: Callable[[int, int], None], count: int, work: int) -> None:

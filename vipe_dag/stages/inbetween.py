@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -142,15 +141,12 @@ def pose_frames(
         if rows and shot[a] == shot[b]:
             stretches.append((a, b, rows))
 
-    def read(number: int) -> None:
-        for _, _, rows in stretches[number : number + 1]:
-            for row in rows[:_BATCH]:
-                scene.m.gray(row)
+    def read(stretch: tuple[int, int, list[int]]) -> tuple[int, int, list[int]]:
+        for row in stretch[2][:_BATCH]:
+            scene.m.gray(row)
+        return stretch
 
-    ahead = parallel.later(partial(read, 0))
-    for number, (a, b, rows) in enumerate(stretches):
-        ahead()
-        ahead = parallel.later(partial(read, number + 1))
+    for a, b, rows in parallel.ahead(read, stretches):
         if world[a] == world[b]:
             pose_between(scene, frames, a, b, rows, trust, poses, parallax[world[a]])
         else:

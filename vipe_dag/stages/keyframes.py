@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import cv2
 import numpy as np
@@ -46,10 +45,7 @@ def _all_shrunk(frames: FrameSequence, side: int) -> Iterator[_Small]:
     def block(start: int) -> list[_Small]:
         return [_shrink(gray(frames, row), side) for row in range(start, min(start + _BLOCK, len(frames)))]
 
-    ahead = parallel.later(partial(block, 0))
-    for start in range(0, len(frames), _BLOCK):
-        ready = ahead()
-        ahead = parallel.later(partial(block, start + _BLOCK))
+    for ready in parallel.ahead(block, range(0, len(frames), _BLOCK)):
         yield from ready
 
 
