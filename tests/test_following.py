@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -114,3 +119,27 @@ def test_points_at_the_border_of_small_pictures_stay_where_they_are(size: tuple[
     there, _, found = following.follow(Pyramid(image, HALF), Pyramid(image, HALF), uv, uv, LEVELS - 1)
     assert np.abs(there - uv)[found].max() < 0.05
     assert found.any()
+
+
+FOLLOWING_ONCE = """
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from vipe_kernels import following
+image = cv2.GaussianBlur(np.random.default_rng(5).integers(0, 255, (120, 160), np.uint8), (0, 0), 1.5)
+pictures = following.Pyramid(image, 7), following.Pyramid(np.roll(image, 2, 1), 7)
+uv = np.random.default_rng(6).uniform(20, 100, (300, 2)).astype(np.float32)
+print(hashlib.sha256(b"".join(found.tobytes() for found in following.follow(*pictures, uv, uv, 1))).hexdigest())
+"""
+
+
+def test_the_process_that_compiles_finds_what_later_ones_find(tmp_path: Path) -> None:
+    """What is read from disk and what was just compiled may be two machine codes of one loop."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    answers = [subprocess.check_output([sys.executable, "-c", FOLLOWING_ONCE], env=environment, text=True) for _ in range(2)]
+    assert answers[0] == answers[1]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vipe_kernels import parallel
-from vipe_kernels.compiled import compiled_for_pixels
+from vipe_kernels.compiled import compiled_for_pixels, inside_for_pixels
 
 F32 = NDArray[np.float32]
 
@@ -63,24 +63,23 @@ def follow(source: Pyramid, target: Pyramid, uv: F32, guess: F32, level: int) ->
     never left the picture. The way back starts from where the guess would have put it, not from the answer, or all would look consistent.
     """
     there, back, found = guess.astype(np.float32), uv.astype(np.float32), np.zeros(len(uv), bool)
-    pictures = (source.levels[: level + 1], target.levels[: level + 1])
     start, aim = np.ascontiguousarray(uv, np.float32), np.ascontiguousarray(guess, np.float32)
 
     def task(first: int, last: int) -> None:
-        _follow(first, last, *pictures, source.margin, source.half, start, aim, STEPS, PRECISION, there, back, found)
+        _follow(first, last, source.levels, target.levels, level, source.margin, source.half, start, aim, there, back, found)
 
     parallel.spans(task, len(uv), len(uv) * (2 * source.half + 1) ** 2)
     return there, back, found
 
 
-@compiled_for_pixels
+@inside_for_pixels
 def _weights(fx, fy):
     """Of the four pixels around a position, for bilinear interpolation: here, right, below, both."""
     both = fx * fy
     return np.float32(1.0) - fx - fy + both, fx - both, fy - both, both
 
 
-@compiled_for_pixels
+@inside_for_pixels
 def _sample(picture, width, x, y, rows, stride, out):
     """Bilinear patch (rows, stride) of a flat picture whose first pixel is at (x, y)."""
     ix, iy = math.floor(x), math.floor(y)
@@ -93,7 +92,7 @@ def _sample(picture, width, x, y, rows, stride, out):
             out[q + c] = w00 * picture[o + c] + w01 * picture[o + c + one] + w10 * picture[p + c] + w11 * picture[p + c + one]
 
 
-@compiled_for_pixels
+@inside_for_pixels
 def _gradients(patch, count, stride, mask, gx, gy):
     """Scharr gradients of the inside of a patch, 0 where mask is, into gx, gy (count,), and their sums of squares and products."""
     side, middle = np.float32(3 / 32), np.float32(10 / 32)
@@ -110,7 +109,7 @@ def _gradients(patch, count, stride, mask, gx, gy):
     return xx, xy, yy
 
 
-@compiled_for_pixels
+@inside_for_pixels
 def _mismatch(picture, width, x, y, rows, stride, patch, gx, gy):
     """Sums of gradient times difference between the inside of a patch and a picture, from the pixel (x, y) of that."""
     ix, iy = math.floor(x), math.floor(y)
@@ -127,8 +126,8 @@ def _mismatch(picture, width, x, y, rows, stride, patch, gx, gy):
     return bx, by
 
 
-@compiled_for_pixels
-def _align(source, target, margin, half, x, y, u, v, steps, precision, patch, mask, gx, gy):
+@inside_for_pixels
+def _align(source, target, margin, half, x, y, u, v, patch, mask, gx, gy):
     """One level: the patch around (x, y) of the source, moved over the target from (u, v): its position, and whether it was found."""
     height, width = source.shape
     rows = 2 * half + 1
@@ -138,34 +137,34 @@ def _align(source, target, margin, half, x, y, u, v, steps, precision, patch, ma
         return u, v, False
     _sample(source.ravel(), width, x - half - 1 + margin, y - half - 1 + margin, rows + 2, stride, patch)
     xx, xy, yy = _gradients(patch, rows * stride, stride, mask, gx, gy)
-    a, b, d = float(xx), float(xy), float(yy)
+    a, b, d = np.float64(xx), np.float64(xy), np.float64(yy)
     if not 0.5 * (a + d - math.sqrt((a - d) * (a - d) + 4 * b * b)) > _FLAT * rows * rows:
         return u, v, False
     determinant = a * d - b * b
     picture, before_x, before_y = target.ravel(), 0.0, 0.0
-    for step in range(steps):
+    for step in range(STEPS):
         if not (u >= 0 and v >= 0 and u <= right and v <= bottom):
             return u, v, False
         bx, by = _mismatch(picture, width, u - half + margin, v - half + margin, rows, stride, patch, gx, gy)
         dx, dy = (d * bx - b * by) / determinant, (a * by - b * bx) / determinant
         u, v = u + dx, v + dy
-        if dx * dx + dy * dy <= precision * precision:
+        if dx * dx + dy * dy <= PRECISION * PRECISION:
             break
-        if step > 0 and abs(dx + before_x) < precision and abs(dy + before_y) < precision:
+        if step > 0 and abs(dx + before_x) < PRECISION and abs(dy + before_y) < PRECISION:
             u, v = u - 0.5 * dx, v - 0.5 * dy  # to and fro between two positions: the middle
             break
         before_x, before_y = dx, dy
     return u, v, u >= 0 and v >= 0 and u <= right and v <= bottom
 
 
-@compiled_for_pixels
-def _descend(source, target, margin, half, x, y, u, v, steps, precision, patch, mask, gx, gy):
+@inside_for_pixels
+def _descend(source, target, coarsest, margin, half, x, y, u, v, patch, mask, gx, gy):
     """From the coarsest level to the finest."""
     found = True
-    for level in range(len(source) - 1, -1, -1):
-        times = 1.0 * (1 << level)
+    for level in range(coarsest, -1, -1):
+        times = np.float64(1 << level)
         pictures, start = (source[level], target[level]), (x / times, y / times)
-        u, v, found = _align(*pictures, margin, half, *start, u / times, v / times, steps, precision, patch, mask, gx, gy)
+        u, v, found = _align(*pictures, margin, half, *start, u / times, v / times, patch, mask, gx, gy)
         u, v = u * times, v * times
         if not found:
             break
@@ -173,7 +172,7 @@ def _descend(source, target, margin, half, x, y, u, v, steps, precision, patch, 
 
 
 @compiled_for_pixels
-def _follow(first, last, source, target, margin, half, uv, guess, steps, precision, there, back, found):
+def _follow(first, last, source, target, coarsest, margin, half, uv, guess, there, back, found):
     """Points [first, last): fills there, back (N, 2) and found (N,)."""
     rows = 2 * half + 1
     stride = (rows + _LANES - 1) // _LANES * _LANES + _LANES
@@ -182,11 +181,11 @@ def _follow(first, last, source, target, margin, half, uv, guess, steps, precisi
     for r in range(rows):
         mask[r * stride : r * stride + rows] = 1.0
     for i in range(first, last):
-        x, y, u, v = float(uv[i, 0]), float(uv[i, 1]), float(guess[i, 0]), float(guess[i, 1])
+        x, y, u, v = np.float64(uv[i, 0]), np.float64(uv[i, 1]), np.float64(guess[i, 0]), np.float64(guess[i, 1])
         away_x, away_y = u - x, v - y
-        u, v, good = _descend(source, target, margin, half, x, y, u, v, steps, precision, patch, mask, gx, gy)
+        u, v, good = _descend(source, target, coarsest, margin, half, x, y, u, v, patch, mask, gx, gy)
         there[i, 0], there[i, 1] = u, v
         if good:
-            x, y, good = _descend(target, source, margin, half, u, v, u - away_x, v - away_y, steps, precision, patch, mask, gx, gy)
+            x, y, good = _descend(target, source, coarsest, margin, half, u, v, u - away_x, v - away_y, patch, mask, gx, gy)
             back[i, 0], back[i, 1] = x, y
         found[i] = good
