@@ -134,6 +134,7 @@ def solve(
             if not mapper.close(segment.keyframes, lambda: tell("revisits", 1.0)):
                 break
     free = mapper.refine_camera(segments)
+    mapper.finish(segments, free)
     quality = judge(scene, segments, free, intrinsics, config)
     return gather(frames, keyframes, intrinsics, scene, segments, quality, config, tell)
 

@@ -27,8 +27,8 @@ _CAMERA_KEYFRAMES = 8
 _CAMERA_STEPS = 12
 """Most steps at each scale with more of the camera free: centre, focal length and rotations move together, slowly."""
 
-_CAMERA_POINTS = 256
-"""Of each keyframe, that decide what of the camera is free: the camera is shared by all, and errors of neighbours are alike."""
+_FEW_POINTS = 256
+"""Of each keyframe, that place the cameras of a whole map until the last adjustment: errors of neighbouring points are alike."""
 
 _HELD_STD = 0.03
 """How far the logarithm of the focal length may drift from the calibration while the map is incomplete."""
@@ -183,10 +183,10 @@ class Mapper:
             self.local(k, tuple(sorted(posed)), anchor=start[0])
             progress()
             if len(posed) >= next_global:
-                self.everything(sorted(posed), self.config.local_scales, 3, self.held)
+                self.everything(sorted(posed), self.config.local_scales, 3, self.held, _FEW_POINTS)
                 next_global = 2 * len(posed)
         keyframes = tuple(sorted(posed))
-        self.everything(keyframes, self.config.global_scales, self.config.global_steps, self.intrinsics)
+        self.everything(keyframes, self.config.global_scales, self.config.global_steps, self.intrinsics, _FEW_POINTS)
         return keyframes
 
     def next_to(self, posed: Sequence[int], waiting: set[int], step: int) -> int | None:
@@ -285,7 +285,7 @@ class Mapper:
         scales = config.global_scales[-2:]
         spread = config.prior_centre_std * max(scene.m.frames.width, scene.m.frames.height)
         centre = tuple(Intrinsic(name, float(scene.params[bundle.SLOTS[name][0]]), spread) for name in ("cx", "cy"))
-        cost = self.everything(keyframes, scales, _CAMERA_STEPS, free, _CAMERA_POINTS).cost
+        cost = self.everything(keyframes, scales, _CAMERA_STEPS, free, _FEW_POINTS).cost
         distortion = tuple(Intrinsic(name, 0.0, config.prior_distortion_std) for name in ("k1", "k2"))
         for more, model, gain in ((centre, scene.model, config.centre_gain), (distortion, "brown", config.distortion_gain)):
             if more[0].prior_std == 0 or (model != scene.model and scene.model != "pinhole"):
@@ -293,7 +293,7 @@ class Mapper:
             before, known = scene.snapshot(), scene.model
             scene.model = model
             trial = (*free, *more)
-            found = self.everything(keyframes, scales, _CAMERA_STEPS, trial, _CAMERA_POINTS).cost
+            found = self.everything(keyframes, scales, _CAMERA_STEPS, trial, _FEW_POINTS).cost
             std = intrinsic_std(scene, keyframes[1:], keyframes[:1], trial, scales[-1] * self.unit)[len(free) :]
             moved = [abs(float(scene.params[bundle.SLOTS[i.name][0]]) - i.prior_mean) for i in more]
             if found < cost * (1 - gain) and any(m > 3 * s for m, s in zip(moved, std, strict=True)):
@@ -301,12 +301,14 @@ class Mapper:
             else:
                 scene.model = known
                 scene.restore(before)
-        self.everything(keyframes, scales, _CAMERA_STEPS, free)
-        if len(free) > len(self.intrinsics):
-            for other in moving:
-                if other is not keyframes:
-                    self.everything(other, scales, config.global_steps, ())
         return free
+
+    def finish(self, segments: Sequence[Segment], free: tuple[Intrinsic, ...]) -> None:
+        """The last adjustment, of all points of every world that moves: the longest with the intrinsics that are free, the others with
+        what it found."""
+        moving = sorted((s.keyframes for s in segments if s.parallax), key=len, reverse=True)
+        for keyframes, intrinsics in zip(moving, (free, *([()] * len(moving))), strict=False):
+            self.everything(keyframes, self.config.global_scales[-2:], _CAMERA_STEPS, intrinsics)
 
     def rotations_only(self, keyframes: tuple[int, ...], still: bool) -> None:
         """Pose keyframes whose camera turned but did not visibly move; still: it did not turn either."""
@@ -336,11 +338,11 @@ class Mapper:
         if gap > config.global_scales[0]:
             halvings = int(np.ceil(np.log2(gap / config.global_scales[0])))
             wide = tuple(config.global_scales[0] * 2.0**n for n in range(halvings, 0, -1))
-            self.everything(keyframes, wide, config.global_steps, self.intrinsics)
+            self.everything(keyframes, wide, config.global_steps, self.intrinsics, _FEW_POINTS)
             for a, b in added:
                 del scene.edges[(a, b)], scene.edges[(b, a)]
             scene.connect(both_ways(added))
-        self.everything(keyframes, config.global_scales, config.global_steps, self.intrinsics)
+        self.everything(keyframes, config.global_scales, config.global_steps, self.intrinsics, _FEW_POINTS)
         return True
 
     def gap(self, pairs: Sequence[tuple[int, int]]) -> float:
