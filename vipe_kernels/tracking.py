@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from vipe_kernels import following
+from vipe_kernels.compiled import compiled
 from vipe_kernels.following import Pyramid
 
 Gray = NDArray[np.uint8]
 Points = NDArray[np.float32]
 
-_FEATURE_SIDE = 448
+_FEATURE_PIXELS = 320 * 240
 _NOISE = 4.0
 """Standard deviation of normalised grey levels that is not signal: sensor noise and compression."""
 
@@ -31,11 +32,20 @@ def pixel_unit(width: int, height: int) -> float:
 
 def normalise(gray: Gray) -> Gray:
     """Local contrast normalisation, (H, W) uint8 -> (H, W) uint8: exposure changes and vignetting must not look like motion."""
-    image = gray.astype(np.float32)
-    size = round(12 * pixel_unit(gray.shape[1], gray.shape[0])) * 2 + 1
-    mean = cv2.boxFilter(image, -1, (size, size))
-    variance = cv2.boxFilter(image * image, -1, (size, size)) - mean * mean
-    return np.clip(128.0 + 40.0 * (image - mean) / (np.sqrt(np.maximum(variance, 0.0)) + 8.0), 0, 255).astype(np.uint8)
+    size = (round(12 * pixel_unit(gray.shape[1], gray.shape[0])) * 2 + 1,) * 2
+    out = np.empty_like(gray)
+    _standardise(gray, cv2.boxFilter(gray, cv2.CV_32F, size), cv2.sqrBoxFilter(gray, cv2.CV_32F, size), out)
+    return out
+
+
+@compiled
+def _standardise(gray, mean, square, out):
+    """(gray - mean) / spread as grey levels around 128, from the means of gray and of its square around each pixel."""
+    for y in range(gray.shape[0]):
+        for x in range(gray.shape[1]):
+            spread = np.sqrt(max(square[y, x] - mean[y, x] * mean[y, x], np.float32(0.0))) + np.float32(8.0)
+            level = np.float32(128.0) + np.float32(40.0) * (np.float32(gray[y, x]) - mean[y, x]) / spread
+            out[y, x] = np.uint8(min(max(level, np.float32(0.0)), np.float32(255.0)))
 
 
 def prepared(gray: Gray) -> Pyramid:
@@ -120,10 +130,10 @@ class Features:
 def detect(gray: Gray, count: int) -> Features:
     """At most `count` RootSIFT features (Lowe 2004; Arandjelovic and Zisserman 2012), strongest first, spread by a coarse grid.
 
-    They are looked for in a picture at most _FEATURE_SIDE pixels long: of as many features the larger ones are found again more often
-    (a tenth more matches, measured), at half the cost.
+    They are looked for in a picture of at most _FEATURE_PIXELS: of as many features the larger ones are found again more often (a fifth
+    more matches than at 640 x 480, measured), at a quarter of the cost.
     """
-    factor = min(1.0, _FEATURE_SIDE / max(gray.shape))
+    factor = min(1.0, float(np.sqrt(_FEATURE_PIXELS / gray.size)))
     image = gray if factor == 1.0 else np.asarray(cv2.resize(gray, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA), np.uint8)
     height, width = image.shape
     sift = cv2.SIFT_create(nfeatures=4 * count, contrastThreshold=0.02)

@@ -20,7 +20,7 @@ Float = NDArray[np.float64]
 
 _BATCH = 16
 _LEVELS = 2
-_POINTS = 320
+_POINTS = 192
 """Of each keyframe that a frame is posed from: six unknowns need no more, and errors of neighbours are alike."""
 _WEAK = 0.5
 """Share of weight within 3 px below which a frame is followed again, from dense flow instead of interpolation."""
