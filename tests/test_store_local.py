@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -146,6 +148,60 @@ def test_the_cache_holds_no_more_than_its_bound() -> None:
 def test_a_row_may_be_changed_without_harm_to_the_cache() -> None:
     cache = RowCache(CountedReads(), 2**20)  # type: ignore[arg-type]
     cache.row(5)[:] = 0
+    assert int(cache.row(5)[0, 0]) == 5
+
+
+class HeldReads(CountedReads):
+    """Reads of rows from 32 on wait until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        if rows.start >= 32:
+            self.begun.set()
+            assert self.go_on.wait(60)
+        return super().__getitem__(rows)
+
+
+def test_rows_at_hand_do_not_wait_for_others_that_are_read() -> None:
+    array = HeldReads()
+    cache = RowCache(array, 2**20)  # type: ignore[arg-type]
+    cache.row(0)
+    with ThreadPoolExecutor() as threads:
+        late = threads.submit(cache.row, 40)
+        assert array.begun.wait(60)
+        assert int(cache.row(0)[0, 0]) == 0
+        array.go_on.set()
+        assert int(late.result()[0, 0]) == 40
+
+
+def test_a_row_that_two_threads_want_is_read_once() -> None:
+    array = HeldReads()
+    cache = RowCache(array, 2**20)  # type: ignore[arg-type]
+    with ThreadPoolExecutor() as threads:
+        wanted = [threads.submit(cache.row, 40) for _ in range(4)]
+        assert array.begun.wait(60)
+        array.go_on.set()
+        assert [int(row.result()[0, 0]) for row in wanted] == [40] * 4
+    assert array.reads == [(40, 41)]
+
+
+class BrokenReads(CountedReads):
+    """The first read fails."""
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        found = super().__getitem__(rows)
+        if len(self.reads) == 1:
+            raise OSError("lost")
+        return found
+
+
+def test_a_row_whose_read_failed_can_be_read_again() -> None:
+    cache = RowCache(BrokenReads(), 2**20)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="lost"):
+        cache.row(5)
     assert int(cache.row(5)[0, 0]) == 5
 
 

@@ -31,7 +31,7 @@ class FrameSequence(Protocol):
     def __len__(self) -> int: ...
 
     def rgb(self, row: int) -> NDArray[np.uint8]:
-        """(H, W, 3) colours of one row."""
+        """(H, W, 3) colours of one row. Several threads may ask at a time."""
 
 
 class DepthSequence(Protocol):

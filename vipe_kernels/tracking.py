@@ -39,7 +39,7 @@ def normalise(gray: Gray) -> Gray:
 
 
 @compiled
-def _standardise(gray, mean, square, out):
+def _standardise(gray: Gray, mean: NDArray[np.float32], square: NDArray[np.float32], out: Gray) -> None:
     """(gray - mean) / spread as grey levels around 128, from the means of gray and of its square around each pixel."""
     for y in range(gray.shape[0]):
         for x in range(gray.shape[1]):

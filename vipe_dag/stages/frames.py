@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ class DecodedFrames:
         self.frame, self.time, self.width, self.height = frame, time, width, height
         self._reader = source.reader((width, height), limits(config))
         self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -124,12 +126,13 @@ class DecodedFrames:
         """(H, W, 3) uint8 of one row. Raises IndexError outside 0 .. T - 1."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        if row not in self._cache:
-            self._cache[row] = self._reader.read(int(self.frame[row]), float(self.time[row])).rgb
-        self._cache.move_to_end(row)
-        if len(self._cache) > CACHED_FRAMES:
-            self._cache.popitem(last=False)
-        return self._cache[row]
+        with self._lock:
+            if row not in self._cache:
+                self._cache[row] = self._reader.read(int(self.frame[row]), float(self.time[row])).rgb
+            self._cache.move_to_end(row)
+            if len(self._cache) > CACHED_FRAMES:
+                self._cache.popitem(last=False)
+            return self._cache[row]
 
     def close(self) -> None:
         """Close the source; later rows that are not cached open it again."""

@@ -102,7 +102,6 @@ class Measurements:
         self.unit = tracking.pixel_unit(frames.width, frames.height)
         self.keyframes: list[KeyframePoints] = []
         self.grid_shape = (0, 0)
-        self._reading = Lock()
         self._gray = Cache(max(2 * cache, min(_GRAY_ROWS, _GRAY_BYTES // (frames.width * frames.height))))
         self._tracker = Cache(cache)
         self._flow = Cache(2 * cache)
@@ -133,8 +132,7 @@ class Measurements:
         return self.grid_shape[0] * self.grid_shape[1]
 
     def gray(self, row: int) -> NDArray[np.uint8]:
-        with self._reading:
-            return self._gray.get(row, lambda: gray(self.frames, row))
+        return self._gray.get(row, lambda: gray(self.frames, row))
 
     def tracker(self, row: int) -> Pyramid:
         return self._tracker.get(row, lambda: tracking.prepared(self.gray(row)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 64 * 2**20
 """Default bound of the decoded rows that one sequence keeps."""
+_STEPS = (1, 2)
+"""Rows from the last asked for to this one that are walking, not jumping: who knows a frame already leaves it out."""
 
 MAX_PIXELS = 2**28
 """Bound on the pictures of a source whose digest shows that an earlier pass accepted it."""
@@ -58,6 +62,7 @@ class RowCache:
         self._array, self._limit = array, cache_bytes
         self._row_bytes = max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize)
         self._rows: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._loading: dict[int, Future[None]] = {}
         self._last = -1
         self._lock = threading.Lock()
 
@@ -73,24 +78,42 @@ class RowCache:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         with self._lock:
-            if row not in self._rows:
-                self._load(row, row + 1 if row != self._last + 1 else self._shard_end(row))
+            end = self._shard_end(row) if row - self._last in _STEPS else row + 1
             self._last = row
-            self._rows.move_to_end(row)
-            values = self._rows[row].copy()
-            while len(self._rows) > 1 and self.cached_bytes > self._limit:
-                self._rows.popitem(last=False)
-            return values
+        while True:
+            with self._lock:
+                if row in self._rows:
+                    self._rows.move_to_end(row)
+                    return self._rows[row].copy()
+                pending = self._loading.get(row)
+                if pending is None:
+                    mine, new = Future[None](), range(row, end)
+                    wanted = list(itertools.takewhile(lambda r: r not in self._rows and r not in self._loading, new))
+                    self._loading.update(dict.fromkeys(wanted, mine))
+            if pending is None:
+                return self._load(row, wanted[-1] + 1, mine)
+            pending.result()
 
     def _shard_end(self, row: int) -> int:
         """Where to stop reading ahead from a row: the end of its shard, the end of the array, or what the cache holds."""
         room = max(1, self._limit // self._row_bytes)
         return min((row // SHARD_FRAMES + 1) * SHARD_FRAMES, len(self), row + room)
 
-    def _load(self, start: int, end: int) -> None:
-        block = np.asarray(self._array[start:end])
-        for offset in reversed(range(end - start)):
-            self._rows[start + offset] = block[offset].copy()
+    def _load(self, start: int, end: int, done: Future[None]) -> NDArray[Any]:
+        """Read rows without holding up those who ask for others, keep them, and tell who waits for one of them; a copy of the first."""
+        try:
+            block = np.asarray(self._array[start:end])
+            with self._lock:
+                for offset in reversed(range(end - start)):
+                    self._rows[start + offset] = block[offset].copy()
+                while len(self._rows) > 1 and self.cached_bytes > self._limit:
+                    self._rows.popitem(last=False)
+            return block[0].copy()
+        finally:
+            with self._lock:
+                for row in range(start, end):
+                    del self._loading[row]
+            done.set_result(None)
 
 
 class StoredFrames:
