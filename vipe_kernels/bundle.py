@@ -519,10 +519,11 @@ def _build(problem: Problem, state: State, scale: float, plan: _Plan) -> _System
         local, at = src - first, 1 + order_in_source(src)
         sums = linearise(problem, state, chunk, r, t, rays, d_ray, scale)
         cost, mass = cost + sums.cost, mass + sums.mass
+        C[first:last], w[first:last] = sums.C + problem.depth_prior / state.inverse_depth[first:last].square(), sums.w
+        if not reduced.size:
+            continue
         back = -_relative_tangent(problem, r, t).transpose(1, 2)
         Hij = back @ sums.Hjj
-        depth = state.inverse_depth[first:last]
-        C[first:last], w[first:last] = sums.C + problem.depth_prior / depth.square(), sums.w
         matrix, vector = (-product for product in eliminate(sums.E, C[first:last].clamp_min(1e-12), sums.w))
         # rows of each source: [own camera, each destination camera, intrinsics]
         wide = matrix.shape[1] - n

@@ -30,6 +30,9 @@ _CAMERA_STEPS = 12
 _FEW_POINTS = 256
 """Of each keyframe, that place the cameras of a whole map until the last adjustment: errors of neighbouring points are alike."""
 
+_DEPTH_STEPS = 4
+"""Most steps of the depths of all points alone, before all is adjusted together for the last time."""
+
 _HELD_STD = 0.03
 """How far the logarithm of the focal length may drift from the calibration while the map is incomplete."""
 
@@ -305,10 +308,12 @@ class Mapper:
 
     def finish(self, segments: Sequence[Segment], free: tuple[Intrinsic, ...]) -> None:
         """The last adjustment, of all points of every world that moves: the longest with the intrinsics that are free, the others with
-        what it found."""
+        what it found. Points that were left out so far are first brought to where the cameras put them."""
         moving = sorted((s.keyframes for s in segments if s.parallax), key=len, reverse=True)
+        scales = self.config.global_scales
         for keyframes, intrinsics in zip(moving, (free, *([()] * len(moving))), strict=False):
-            self.everything(keyframes, self.config.global_scales[-2:], _CAMERA_STEPS, intrinsics)
+            self.scene.adjust((), keyframes, pixels_schedule(scales[-2:-1], (_DEPTH_STEPS,), self.unit))
+            self.everything(keyframes, scales[-1:], _CAMERA_STEPS, intrinsics)
 
     def rotations_only(self, keyframes: tuple[int, ...], still: bool) -> None:
         """Pose keyframes whose camera turned but did not visibly move; still: it did not turn either."""
