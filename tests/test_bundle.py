@@ -112,6 +112,19 @@ def test_compiled_loops_and_tensor_operations_give_the_same_sums(model: str, rot
     assert_close(bundle.back_substitute_compiled(*given, move, shared), bundle.back_substitute_tensors(*given, move, shared))
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_compiled_rays_and_tensor_rays_are_the_same_and_turn_alike(model: str) -> None:
+    free = (focal(0.3), Intrinsic("cx", 319.5, 5.0), Intrinsic("cy", 179.5, 5.0))
+    free += () if model == "pinhole" else (Intrinsic("k1", 0.0, 0.1), Intrinsic("k2", 0.0, 0.1))
+    world = rig(model, intrinsics=free)
+    state = world.perturbed(0.3)
+    rays, d_ray = bundle._rays(world.problem, state)
+    columns = bundle._intrinsic_columns(world.problem)
+    expected, by_slot = cameras.unproject_with_jacobian(world.problem.uv, state.params, model, columns)
+    assert_close(rays, expected)
+    assert_close(d_ray, by_slot @ bundle._intrinsic_basis(world.problem, state.params))
+
+
 def assert_close(a: Tensor | float, b: Tensor | float) -> None:
     x, y = torch.as_tensor(a), torch.as_tensor(b)
     assert torch.allclose(x, y, rtol=1e-9, atol=1e-9 * (1 + float(y.abs().max())))

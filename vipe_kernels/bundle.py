@@ -329,18 +329,21 @@ def _width(problem: Problem, src: Tensor) -> int:
     return 6 * (int(torch.unique_consecutive(src, return_counts=True)[1].max()) + 1) + len(problem.intrinsics)
 
 
+def _compiled_camera(problem: Problem, state: State) -> tuple[NDArray[np.float64], int, NDArray[np.int64]]:
+    """Parameters, code of the model and codes of the free intrinsics, as the loops of `fused` take them."""
+    codes = np.array([fused.INTRINSIC_CODES[f.name] for f in problem.intrinsics], np.int64)
+    return state.params.numpy(), fused.MODEL_CODES[problem.model], codes
+
+
 def _compiled_arguments(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor) -> tuple[Any, ...]:
     """What both loops of `fused` over a chunk take: measurements and cameras."""
     src = problem.edges.source[chunk]
     first = int(src[0])
     starts = np.searchsorted(src.numpy(), first + np.arange(int(src[-1]) - first + 2))
-    params = state.params.numpy()
-    codes = np.array([fused.INTRINSIC_CODES[f.name] for f in problem.intrinsics], np.int64)
-    slope = d_ray.numpy() if problem.intrinsics else np.zeros((1, 1, 2, 1))
+    params, code, codes = _compiled_camera(problem, state)
     measured = (problem.edges.target[chunk].numpy(), problem.edges.weight[chunk].numpy())
     tensors = (x.contiguous().numpy() for x in (r, t, rays, state.inverse_depth, problem.free_depth))
-    model = (params, fused.MODEL_CODES[problem.model], fused.view_limit(params, problem.model))
-    return (starts, first, *tensors, *measured, *model, codes, slope)
+    return (starts, first, *tensors, *measured, params, code, fused.view_limit(params, problem.model), codes, d_ray.numpy())
 
 
 def back_substitute_compiled(
@@ -482,12 +485,14 @@ def linearise_tensors(
 
 
 def _rays(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
-    """Rays (K, P, 3) of all points and how the free intrinsics move them (K, P, 2, n), empty where none is free."""
-    if not problem.intrinsics:
-        return cameras.unproject(problem.uv, state.params, problem.model), state.params.new_zeros(0)
+    """Rays (K, P, 3) of all points and how the free intrinsics move them (K, P, 2, n)."""
+    (count, points), n = problem.uv.shape[:2], len(problem.intrinsics)
+    rays, d_ray = state.params.new_empty(count, points, 3), state.params.new_empty(count, points, 2, n)
+    if backend_for(state.params) == "compiled":
+        common = (problem.uv.contiguous().numpy(), *_compiled_camera(problem, state), rays.numpy(), d_ray.numpy())
+        parallel.spans(lambda first, last: fused.rays(first, last, *common), count, count * points * cameras.NEWTON_ITERATIONS)
+        return rays, d_ray
     columns, basis = _intrinsic_columns(problem), _intrinsic_basis(problem, state.params)
-    count, points = problem.uv.shape[:2]
-    rays, d_ray = state.params.new_empty(count, points, 3), state.params.new_empty(count, points, 2, len(problem.intrinsics))
     step = max(1, _rows_at_a_time(problem) // max(1, points))
     for first in range(0, count, step):
         part = slice(first, first + step)
@@ -565,10 +570,10 @@ def _cost(problem: Problem, state: State, scale: float, plan: _Plan) -> tuple[fl
     """Robust cost and mass at `state`, as of `_build` without the system."""
     cost, mass = sum(precision * gap * gap for precision, gap in _priors(problem, state)), 0.0
     compiled = backend_for(state.params) == "compiled"
-    rays, d_ray = (cameras.unproject(problem.uv, state.params, problem.model), None) if compiled else _rays(problem, state)
+    rays, d_ray = _rays(replace(problem, intrinsics=()) if compiled else problem, state)
     for chunk in plan.chunks:
         r, t = relative(state.rotation, state.translation, problem.edges.source[chunk], problem.edges.destination[chunk])
-        if d_ray is None:
+        if compiled:
             more = _cost_compiled(problem, state, chunk, r, t, rays, scale)
         else:
             sums = linearise(problem, state, chunk, r, t, rays, d_ray, scale)

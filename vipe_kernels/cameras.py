@@ -35,7 +35,7 @@ NEAR = 1e-4
 NORMALISED_LIMIT = 100.0
 NEWTON_ITERATIONS = 8
 RESIDUAL_TOLERANCE_PX = 0.01  # an inverse that reprojects farther than this from its pixel is not valid
-_MIN_DETERMINANT = 1e-3  # Newton steps are shortened where the distortion is about to fold
+MIN_DETERMINANT = 1e-3  # Newton steps are shortened where the distortion is about to fold
 _TINY = 1e-18  # added to a squared radius: harmless above 1e-9, and the square root keeps a finite derivative at the centre
 
 # (distorted x, distorted y) or, with derivatives, those followed by dxd/dx, dxd/dy = dyd/dx, dyd/dy
@@ -116,7 +116,7 @@ def unproject_with_jacobian(uv: Tensor, params: Tensor, model: str, columns: Seq
     rows += [(-dx, -dy) for dx, dy in _distortion_columns(x, y, model, columns)]
     if model != "pinhole":
         a, b, d = _DISTORT_WITH_DERIVATIVE[model](x, y, params)[2:]
-        inverse_determinant = 1 / (a * d - b * b).clamp_min(_MIN_DETERMINANT)
+        inverse_determinant = 1 / (a * d - b * b).clamp_min(MIN_DETERMINANT)
         a, b, d = a * inverse_determinant, b * inverse_determinant, d * inverse_determinant
         rows = [(d * rx - b * ry, a * ry - b * rx) if i in columns else (zero, zero) for i, (rx, ry) in enumerate(rows)]
     ray = torch.stack((x, y, torch.ones_like(x)), -1)
@@ -266,7 +266,7 @@ def _undistort(uv: Tensor, params: Tensor, model: str) -> tuple[Tensor, Tensor, 
 def _brown_newton_step(x: Tensor, y: Tensor, xd: Tensor, yd: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     fx, fy, a, b, d = _brown_with_derivative(x, y, params)
     ex, ey = xd - fx, yd - fy
-    determinant = (a * d - b * b).clamp_min(_MIN_DETERMINANT)
+    determinant = (a * d - b * b).clamp_min(MIN_DETERMINANT)
     x, y = x + (d * ex - b * ey) / determinant, y + (a * ey - b * ex) / determinant
     return x.clamp(-NORMALISED_LIMIT, NORMALISED_LIMIT), y.clamp(-NORMALISED_LIMIT, NORMALISED_LIMIT)
 
@@ -277,7 +277,7 @@ def _undistort_fisheye(xd: Tensor, yd: Tensor, params: Tensor) -> tuple[Tensor, 
 
     def step(theta: Tensor) -> Tensor:
         value, slope = _fisheye_angle(theta, params)
-        return (theta + (distorted - value) / slope.clamp_min(_MIN_DETERMINANT)).clamp(0.0, limit)
+        return (theta + (distorted - value) / slope.clamp_min(MIN_DETERMINANT)).clamp(0.0, limit)
 
     with torch.no_grad():
         theta = distorted.clamp_max(limit)

@@ -18,6 +18,8 @@ from vipe_kernels.compiled import compiled
 
 Float = NDArray[np.float64]
 
+_STEPS, _LIMIT, _LEAST = cameras.NEWTON_ITERATIONS, cameras.NORMALISED_LIMIT, cameras.MIN_DETERMINANT
+
 MODEL_CODES = {"pinhole": 0, "brown": 1, "fisheye": 2}
 INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2, "cx": 3, "cy": 4}
 
@@ -84,6 +86,51 @@ def _intrinsic_slope(code, x, y, xd, yd, fx, fy, model):
     else:
         power = r2**code
     return fx * x * power, fy * y * power
+
+
+@compiled
+def _undistort(xd, yd, params, model):
+    """The normalised point that a model distorts to (xd, yd): `cameras.unproject`."""
+    if model == 0:
+        return xd, yd
+    if model == 1:
+        x, y = min(max(xd, -_LIMIT), _LIMIT), min(max(yd, -_LIMIT), _LIMIT)
+        for _ in range(_STEPS):
+            px, py, a, b, c = _distort(x, y, params, model)
+            ex, ey, determinant = xd - px, yd - py, max(a * c - b * b, _LEAST)
+            x, y = x + (c * ex - b * ey) / determinant, y + (a * ey - b * ex) / determinant
+            x, y = min(max(x, -_LIMIT), _LIMIT), min(max(y, -_LIMIT), _LIMIT)
+        return x, y
+    widest, distorted = math.atan(_LIMIT), math.sqrt(xd * xd + yd * yd + 1e-18)
+    theta = min(distorted, widest)
+    for _ in range(_STEPS):
+        value, slope = _fisheye_angle(theta, params[4], params[5], params[6], params[7])
+        theta = min(max(theta + (distorted - value) / max(slope, _LEAST), 0.0), widest)
+    scale = math.tan(theta) / distorted
+    return xd * scale, yd * scale
+
+
+@compiled
+def rays(first, last, uv, params, model, codes, out, slope):
+    """Rays, z = 1, through the pixels of keyframes [first, last), and how the free intrinsics move them.
+
+    uv (K, P, 2); codes (n,). Fills out (K, P, 3) and slope (K, P, 2, n). The pixel held fixed, f distort(ray) + c stays: what an
+    intrinsic moves the pixel by, the ray takes back.
+    """
+    fx, fy = params[0], params[1]
+    for k in range(first, last):
+        for p in range(uv.shape[1]):
+            xd, yd = (uv[k, p, 0] - params[2]) / fx, (uv[k, p, 1] - params[3]) / fy
+            x, y = _undistort(xd, yd, params, model)
+            out[k, p, 0], out[k, p, 1], out[k, p, 2] = x, y, 1.0
+            if len(codes) == 0:
+                continue
+            _, _, a, b, c = _distort(x, y, params, model)
+            determinant = max(a * c - b * b, _LEAST)
+            for m in range(len(codes)):
+                sx, sy = _intrinsic_slope(codes[m], x, y, xd, yd, fx, fy, model)
+                gx, gy = -sx / fx, -sy / fy
+                slope[k, p, 0, m], slope[k, p, 1, m] = (c * gx - b * gy) / determinant, (a * gy - b * gx) / determinant
 
 
 @compiled
