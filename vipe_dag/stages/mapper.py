@@ -107,7 +107,7 @@ class Mapper:
         refused: set[int] = set()
         while waiting - refused and not still:
             for keyframes in runs(sorted(waiting), self.shot):
-                self.connect_sequence(keyframes, 2)
+                self.connect_sequence(keyframes)
             start, parallax = best_start(self.scene, runs(sorted(waiting - refused), self.shot), self.config.start_window)
             if len(start) < 2 or parallax < self.config.min_parallax:
                 break
@@ -138,14 +138,14 @@ class Mapper:
         worlds[n] = Segment(tuple(sorted((*worlds[n].keyframes, *keyframes))), worlds[n].parallax)
         return True
 
-    def connect_sequence(self, keyframes: tuple[int, ...], radius: int) -> None:
-        """Measure each keyframe against its `radius` predecessors, both ways."""
+    def connect_sequence(self, keyframes: tuple[int, ...]) -> None:
+        """Measure each keyframe against its predecessors within `radius`, both ways, all at once: threads wait for each other only here."""
+        radius = self.config.radius
         pairs = [(other, k) for at, k in enumerate(keyframes) for other in keyframes[max(0, at - radius) : at]]
         self.scene.connect(both_ways(pairs), through=keyframes)
 
     def begin(self, start: tuple[int, ...]) -> bool:
         """Place a window of keyframes; False, and nothing is placed, where no cameras explain most of what was measured."""
-        self.connect_sequence(start, self.config.radius)
         launch(self.scene, start, self.config.start_scales, thorough=True)
         part = self.scene.part(start[1:], start[:1])
         weight, distance = part.problem.edges.weight.numpy(), bundle.residuals(part.problem, part.state).numpy()
