@@ -20,6 +20,7 @@ from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.launch import launch
 from vipe_dag.stages.mapping import Map, intrinsic_std, pixels_schedule
 from vipe_dag.stages.measurements import Measurements
+from vipe_kernels import parallel
 from vipe_kernels.bundle import Intrinsic
 from vipe_kernels.parallel import our_threads
 
@@ -102,6 +103,7 @@ def calibrate(
     given: calibration at any resolution; scaled to the frames and returned with zero standard deviation. Otherwise a pinhole camera with
     the principal point in the middle. Flags `focal_unobservable` when the prior decided.
     """
+    tell = progress or (lambda _start: None)
     nothing = np.zeros(0)
     if given is not None:
         scaled = given.scaled(frames.width, frames.height)
@@ -124,23 +126,25 @@ def calibrate(
     free = [k for window in useful for k in window.keyframes[1:]]
     fixed = [window.keyframes[0] for window in useful]
     schedule = pixels_schedule(config.scales, (6,) * len(config.scales), measurements.unit)
-    trials = []
-    for done, start in enumerate(config.starts):
+
+    def begin(start: float) -> tuple[float, Map]:
         trial = Map(measurements, "pinhole", default_params(frames.width, frames.height, start * side))
         trial.edges = scene.edges
-        trials.append((launch(trial, useful[0].keyframes, config.scales, thorough=False), done, trial))
-        if progress:
-            progress(done)
-    # The window with the most parallax tells starts apart well enough to drop the worse half before all windows are adjusted together.
-    trials = sorted(trials, key=lambda t: t[:2])[: (len(trials) + 1) // 2]
-    focal, cost, solved = [], [], []
-    for _, _, trial in trials:
+        return launch(trial, useful[0].keyframes, config.scales, thorough=False), trial
+
+    def finish(trial: Map) -> float:
         for window in useful[1:]:
             launch(trial, window.keyframes, config.scales, thorough=False)
-        cost.append(trial.adjust(free, fixed, schedule, (prior,)).cost)
-        focal.append(float(trial.params[0]))
-        solved.append(trial)
-    best = solved[int(np.argmin(cost))]
+        return trial.adjust(free, fixed, schedule, (prior,)).cost
+
+    # The window with the most parallax tells starts apart well enough to drop the worse half before all windows are adjusted together.
+    begun = sorted(parallel.each(begin, config.starts), key=lambda found: found[0])
+    tell(len(begun) // 2)
+    trials = [trial for _, trial in begun[: (len(begun) + 1) // 2]]
+    cost = parallel.each(finish, trials)
+    tell(len(begun) - 1)
+    focal = [float(trial.params[0]) for trial in trials]
+    best = trials[int(np.argmin(cost))]
     last = pixels_schedule(config.scales[-1:], (10,), measurements.unit, tolerance=1e-5)
     best.adjust(free, fixed, last, (prior,))
     std = intrinsic_std(best, free, fixed, (Intrinsic("focal", prior.prior_mean, float("inf")),), config.scales[-1] * measurements.unit)[0]
