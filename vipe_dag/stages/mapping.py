@@ -22,6 +22,9 @@ from vipe_kernels.resection import Resection, resect
 Float = NDArray[np.float64]
 
 _CORRELATION = 4.0
+FEW_POINTS = 256
+"""Of each keyframe, that place the cameras of a whole map until the last adjustment: errors of neighbouring points are alike."""
+
 _CACHED_RAYS = 64
 """Keyframes whose rays are kept while the camera stays the same."""
 _SAMPLE = 2_000_000
