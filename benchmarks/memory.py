@@ -1,6 +1,6 @@
 """Peak memory of `vipe-dag run` for a short and a long clip of the same walk: it must not grow with the length of a video.
 
-    python -m benchmarks.memory [--frames N]... [--size WIDTH HEIGHT] [--out DIR] [--json FILE]
+    python -m benchmarks.memory [--frames N]... [--size WIDTH HEIGHT] [--until ASSET] [--out DIR] [--json FILE]
 
 Renders the clips, runs the pipeline on each in a process of its own, and prints seconds, the largest resident size of the process, and
 the largest of each stage. Exits 1 when a run needs 2 GB or more, or when two runs differ by more than 20 %.
@@ -33,12 +33,12 @@ class Measured:
     stage_peak_mb: dict[str, float]
 
 
-def measure(frames: int, width: int, height: int, folder: Path) -> Measured:
+def measure(frames: int, width: int, height: int, until: str, folder: Path) -> Measured:
     """Render a clip of that many frames and run the pipeline on it in a process of its own. Raises RuntimeError when it fails."""
     from vipe_dag import synthetic
 
     clip = synthetic.write_mp4(synthetic.scene("room", frames, width, height, supersample=1), folder / f"room{frames}.mp4")
-    finished = run([*PROGRAM, "run", str(clip), "--store", str(folder / f"store{frames}"), "--json"])
+    finished = run([*PROGRAM, "run", str(clip), "--store", str(folder / f"store{frames}"), "--until", until, "--json"])
     lines = finished.output.strip().splitlines()
     if finished.code != 0 or not lines:
         raise RuntimeError(f"{frames} frames: vipe-dag run ended with {finished.code}: {finished.problem or 'no answer'}")
@@ -62,6 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, action="append", help="length of a clip; repeatable; 600 and 3000 when not given")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 240), metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--until", default="aligned_depth", help="the last asset to make")
     parser.add_argument("--out", type=Path, help="where clips and stores go; a temporary folder otherwise")
     parser.add_argument("--json", type=Path, help="also write all figures here")
     arguments = parser.parse_args()
@@ -69,7 +70,7 @@ def main() -> int:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for frames in arguments.frames or (600, 3000):
-            found.append(measure(frames, width, height, arguments.out or Path(folder)))
+            found.append(measure(frames, width, height, arguments.until, arguments.out or Path(folder)))
             show(found[-1])
     peaks = [one.peak_mb for one in found]
     growth = max(peaks) / min(peaks) - 1
