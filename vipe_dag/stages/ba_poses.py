@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,9 @@ from vipe_dag.config import BaPosesConfig
 from vipe_dag.results import BaPoses, Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.inbetween import FramePoses, pose_frames
-from vipe_dag.stages.intrinsics import OBSERVABLE_STD
+from vipe_dag.stages.intrinsics import OBSERVABLE_STD, params_std
 from vipe_dag.stages.mapper import Mapper, Segment
-from vipe_dag.stages.mapping import Map, noise
+from vipe_dag.stages.mapping import Map, camera_std, lens_priors, noise
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic
@@ -98,10 +99,9 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
             quality.position_std[keys] = found.position_std.numpy() * sigma
             if free and len(keys) > most:
                 most = len(keys)
-                std = found.intrinsic_std.numpy() * sigma
-                for moved, spread in zip(free, std, strict=True):
-                    slots = list(bundle.SLOTS[moved.name])
-                    quality.params_std[slots] = scene.params[slots] * spread if moved.name == "focal" else spread
+                camera = (free[0], *chain.from_iterable(lens_priors(scene, config.prior_centre_std, config.prior_distortion_std)))
+                std = camera_std(scene, segment.keyframes[1:], segment.keyframes[:1], camera, scale)
+                quality.params_std = params_std(scene.params, camera, std)
     return quality
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,9 @@ from vipe_dag.config import IntrinsicsConfig
 from vipe_dag.results import Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.launch import launch
-from vipe_dag.stages.mapping import Map, intrinsic_std, pixels_schedule
+from vipe_dag.stages.mapping import Map, camera_std, lens_priors, pixels_schedule
 from vipe_dag.stages.measurements import Measurements
-from vipe_kernels.bundle import Intrinsic
+from vipe_kernels.bundle import SLOTS, Intrinsic
 from vipe_kernels.parallel import our_threads
 
 Float = NDArray[np.float64]
@@ -113,11 +114,10 @@ def calibrate(
     scene = Map(measurements, "pinhole", params)
     chosen = [] if "static" in keyframes.flags else windows_of(measurements, keyframes, config, scene, config.windows)
     useful = [w for w in chosen if w.parallax > config.min_parallax] or chosen[:1]
-    unknown = Intrinsics(
-        "pinhole", params, _std(params, config.prior_std, 0.0), "estimated", nothing, nothing, False, ("focal_unobservable",)
-    )
     if not useful:
-        return unknown
+        camera = (prior, *chain.from_iterable(lens_priors(scene, config.prior_centre_std, config.prior_distortion_std)))
+        std = params_std(params, camera, np.array([intrinsic.prior_std for intrinsic in camera]))
+        return Intrinsics("pinhole", params, std, "estimated", nothing, nothing, False, ("focal_unobservable",))
     for window in useful:
         pairs = [(window.keyframes[i], window.keyframes[j]) for i, j in neighbours(len(window.keyframes), config.radius)]
         scene.connect(pairs, through=window.keyframes)
@@ -143,13 +143,13 @@ def calibrate(
     best = solved[int(np.argmin(cost))]
     last = pixels_schedule(config.scales[-1:], (10,), measurements.unit, tolerance=1e-5)
     best.adjust(free, fixed, last, (prior,))
-    std = intrinsic_std(best, free, fixed, (Intrinsic("focal", prior.prior_mean, float("inf")),), config.scales[-1] * measurements.unit)[0]
-    posterior = float(1.0 / np.sqrt(1.0 / std**2 + 1.0 / config.prior_std**2))
-    observable = posterior < OBSERVABLE_STD
+    camera = (prior, *chain.from_iterable(lens_priors(best, config.prior_centre_std, config.prior_distortion_std)))
+    std = params_std(best.params, camera, camera_std(best, free, fixed, camera, config.scales[-1] * measurements.unit))
+    observable = bool(std[0] < OBSERVABLE_STD * best.params[0])
     return Intrinsics(
         "pinhole",
         best.params,
-        _std(best.params, posterior, 0.0),
+        std,
         "estimated",
         np.array(focal),
         np.array(cost),
@@ -158,7 +158,10 @@ def calibrate(
     )
 
 
-def _std(params: Float, log_focal: float, k1: float) -> Float:
-    """Standard deviations (9,): focal from its logarithm; the principal point is assumed, to about 2 % of the picture."""
-    centre = 0.04 * (params[2:4] + 0.5)
-    return np.array([params[0] * log_focal, params[1] * log_focal, centre[0], centre[1], k1, 0, 0, 0, 0])
+def params_std(params: Float, intrinsics: Sequence[Intrinsic], std: Float) -> Float:
+    """Standard deviations (9,) from those of intrinsics (n,); 0 for what is taken as given."""
+    found = np.zeros(9)
+    for intrinsic, spread in zip(intrinsics, std, strict=True):
+        slots = list(SLOTS[intrinsic.name])
+        found[slots] = params[slots] * spread if intrinsic.name == "focal" else spread
+    return found

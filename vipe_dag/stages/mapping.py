@@ -6,7 +6,7 @@ World frame: the camera of the first keyframe of the map; scale: the median inve
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,13 +15,17 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from vipe_dag.stages.measurements import Cache, Edge, Measurements
-from vipe_kernels import bundle, cameras, parallel
+from vipe_kernels import bundle, cameras, clustered, parallel
 from vipe_kernels.bundle import Edges, Intrinsic, Problem, Report, Schedule, State
 from vipe_kernels.resection import Resection, resect
 
 Float = NDArray[np.float64]
 
 _CORRELATION = 4.0
+_ALIKE, _GROUPS = 4, 12
+"""Keyframes in a row whose errors count as one, a keyframe and those that it is measured against; and the fewest such runs wanted."""
+_CELLS = 3
+"""Parts of the longer side of a picture that a surface is taken to fill."""
 _CACHED_RAYS = 64
 """Keyframes whose rays are kept while the camera stays the same."""
 _SAMPLE = 2_000_000
@@ -316,8 +320,36 @@ def intrinsic_std(scene: Map, free: Sequence[int], fixed: Sequence[int], intrins
     return bundle.posterior(part.problem, part.state, scale).intrinsic_std.numpy() * noise(part.problem, part.state)
 
 
-def noise(problem: Problem, state: State) -> float:
-    """Measurement noise in pixels for unit weight, from the weighted median residual, widened for the correlation between points."""
+def camera_std(scene: Map, free: Sequence[int], fixed: Sequence[int], intrinsics: tuple[Intrinsic, ...], scale: float) -> Float:
+    """Posterior standard deviation (n,) of intrinsics under their priors, moved or not, of a solved map of these keyframes.
+
+    Measurements close in time, or in one part of the picture, share their errors, so those count as one (`clustered`).
+    """
+    part = scene.part(free, fixed, intrinsics)
+    problem = replace(part.problem, model="brown") if scene.model == "pinhole" else part.problem
+    hessian, scores = bundle.scores(problem, part.state, scale)
+    when = np.repeat(clustered.runs(len(part.keys), _ALIKE, _GROUPS), problem.uv.shape[1])
+    side = max(scene.m.frames.width, scene.m.frames.height)
+    cell = (problem.uv.numpy() * _CELLS / side).astype(np.int64).clip(0, _CELLS - 1).reshape(-1, 2)
+    precision = np.array([1.0 / intrinsic.prior_std**2 for intrinsic in intrinsics])
+    variance = residual_scale(problem, part.state) ** 2
+    flat = scores.numpy().reshape(-1, len(intrinsics))
+    covariance = clustered.posterior_covariance(hessian.numpy(), flat, (when, cell[:, 0] + _CELLS * cell[:, 1]), variance, precision)
+    return np.sqrt(covariance.diagonal())
+
+
+def lens_priors(scene: Map, centre: float, distortion: float) -> tuple[tuple[Intrinsic, ...], tuple[Intrinsic, ...]]:
+    """The principal point and the radial distortion under priors about the middle of the picture and zero; standard deviations as a share of
+    the longer side, and of k1, k2. Either is empty where its standard deviation is 0."""
+    frames = scene.m.frames
+    spread = centre * max(frames.width, frames.height)
+    middle = tuple(Intrinsic(name, (size - 1) / 2, spread) for name, size in (("cx", frames.width), ("cy", frames.height)))
+    radial = tuple(Intrinsic(name, 0.0, distortion) for name in ("k1", "k2"))
+    return middle if centre else (), radial if distortion else ()
+
+
+def residual_scale(problem: Problem, state: State) -> float:
+    """Measurement noise in pixels for unit weight, from the weighted median residual."""
     step = max(1, problem.edges.weight.numel() // _SAMPLE)
     residual, weight = bundle.residuals(problem, state).numpy()[::step], problem.edges.weight.numpy()[::step]
     seen = np.isfinite(residual)
@@ -326,9 +358,13 @@ def noise(problem: Problem, state: State) -> float:
     r, w = residual[seen] * np.sqrt(weight[seen]), weight[seen]
     order = np.argsort(r)
     median = r[order][np.searchsorted(np.cumsum(w[order]), 0.5 * w.sum())]
-    # The median of a Rayleigh distribution is 1.18 sigma. Residuals of neighbouring points and of both directions of an edge are not
-    # independent; _CORRELATION is the measured ratio of true to naive spread on synthetic clips.
-    return float(median / 1.18 * _CORRELATION)
+    return float(median / 1.18)  # the median of a Rayleigh distribution is 1.18 sigma
+
+
+def noise(problem: Problem, state: State) -> float:
+    """`residual_scale`, widened for the correlation between measurements: those of neighbouring points and of both directions of an edge
+    are not independent. _CORRELATION is the measured ratio of true to naive spread of positions on synthetic clips."""
+    return residual_scale(problem, state) * _CORRELATION
 
 
 def pixels_schedule(scales: Sequence[float], steps: Sequence[int], unit: float, tolerance: float = 1e-3) -> Schedule:
