@@ -694,7 +694,6 @@ def posterior(problem: Problem, state: State, scale: float) -> Posterior:
     return Posterior(position, variance[6 * len(free) :].sqrt(), system.c_inverse.sqrt())
 
 
-
 def scores(problem: Problem, state: State, scale: float) -> tuple[Tensor, Tensor]:
     """What the measurements say of the free intrinsics with poses and depths eliminated and priors left out: the Hessian (n, n) for unit
     noise, and the gradient by point (K, P, n), whose sum is 0 where they settle the intrinsics by themselves."""

@@ -1,11 +1,11 @@
 """Covariance of a fit whose errors are alike within groups of measurements.
 
-The inverse Hessian is the covariance only where measurements err independently. Points followed from picture to picture do not: their errors
-go with blur and light, which neighbouring pictures share, and with the slant and texture of a surface, which stays in one part of the picture
-for long. The sandwich H^-1 B H^-1 (Huber 1967; Liang and Zeger 1986), with B the squared gradients of whole clusters, holds whatever happens
-inside a cluster. Where clusters cross, here runs of pictures and parts of the picture, their B are added (Cameron, Gelbach and Miller 2011;
-what both have in common is left in, so that the sum stays positive and errs on the safe side). The sandwich is too small for few clusters,
-so a share of the inverse Hessian, scaled by the design effect found, is added (Morel, Bokossa and Neerchal 2003, Biometrical Journal 45).
+The inverse Hessian is the covariance only where measurements err independently. Points followed from picture to picture do not: errors go
+with blur and light, which neighbouring pictures share, and with the slant and texture of a surface, which stays in one part of the picture
+for long. The sandwich H^-1 B H^-1 (Huber 1967; Liang and Zeger 1986), with B the squared gradients of whole clusters, holds whatever
+happens inside a cluster. Where clusters cross, here runs of pictures and parts of the picture, their B are added (Cameron, Gelbach and
+Miller 2011; what both have in common is left in, so that the sum stays positive and errs on the safe side). The sandwich is too small for
+few clusters, so a share of the inverse Hessian, scaled by the design effect found, is added (Morel, Bokossa and Neerchal 2003).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def posterior_covariance(
 ) -> Float:
     """Covariance (n, n) of parameters at a minimum of sum w rho(e) with Gaussian priors of this precision (n,).
 
-    hessian (n, n): of the data, for measurements of unit variance; scores (N, n): its gradient, point by point; clusterings: labels (N,), from
-    0; variance: what measurements of unit weight show, the least that is believed. Where the data say nothing the prior is returned.
+    hessian (n, n): of the data, for measurements of unit variance; scores (N, n): its gradient, point by point; clusterings: labels (N,),
+    from 0; variance: what measurements of unit weight show, the least that is believed. Where the data say nothing the prior is returned.
     """
     n = len(precision)
     size = np.sqrt(np.maximum(hessian.diagonal(), _TINY))

@@ -1,4 +1,4 @@
-"""Self-calibration: the focal length (and radial distortion) under which a few short windows of the video are rigid.
+"""Self-calibration: the focal length, and the distortion of a lens that shows one, under which short windows of the video are rigid.
 
 Windows of keyframes with the most parallax are bundle-adjusted together, sharing one camera, from several starting focal lengths; different
 starts end in different basins and the robust cost tells them apart. A log-normal prior on the focal length holds it where the motion does
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -19,7 +20,7 @@ from vipe_dag.config import IntrinsicsConfig
 from vipe_dag.results import Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.launch import launch
-from vipe_dag.stages.mapping import Map, camera_std, lens_priors, pixels_schedule
+from vipe_dag.stages.mapping import Evidence, Map, lens_priors, pixels_schedule
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels.bundle import SLOTS, Intrinsic
 from vipe_kernels.parallel import our_threads
@@ -28,6 +29,10 @@ Float = NDArray[np.float64]
 
 OBSERVABLE_STD = 0.15
 """Posterior standard deviation of the log focal length below which the motion, not the prior, decided."""
+
+_PROMISING = 0.1
+"""Share of `lens_gain` that a first step has to promise before distortion is tried: where a lens bends most measurements are outliers to a
+pinhole, so the whole gain is several times the promise."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,9 @@ def calibrate(
 ) -> Intrinsics:
     """Estimate the camera, or take it as given.
 
-    given: calibration at any resolution; scaled to the frames and returned with zero standard deviation. Otherwise a pinhole camera with
-    the principal point in the middle. Flags `focal_unobservable` when the prior decided.
+    given: calibration at any resolution; scaled to the frames and returned with zero standard deviation. Otherwise a camera with the
+    principal point in the middle, a pinhole unless the windows clearly show a lens (`choose_lens`). Flags `focal_unobservable` when the
+    prior decided.
     """
     nothing = np.zeros(0)
     if given is not None:
@@ -142,12 +148,17 @@ def calibrate(
         solved.append(trial)
     best = solved[int(np.argmin(cost))]
     last = pixels_schedule(config.scales[-1:], (10,), measurements.unit, tolerance=1e-5)
-    best.adjust(free, fixed, last, (prior,))
-    camera = (prior, *chain.from_iterable(lens_priors(best, config.prior_centre_std, config.prior_distortion_std)))
-    std = params_std(best.params, camera, camera_std(best, free, fixed, camera, config.scales[-1] * measurements.unit))
+    lowest = best.adjust(free, fixed, last, (prior,)).cost
+    centre, radial = lens_priors(best, config.prior_centre_std, config.prior_distortion_std)
+    weigh = partial(Evidence.of, best, free, fixed, (prior, *centre, *radial), config.scales[-1] * measurements.unit)
+    evidence = weigh()
+    if radial and evidence.gain() > _PROMISING * config.lens_gain * lowest:
+        choose_lens(best, free, fixed, (prior, *radial), config, lowest)
+        evidence = weigh()
+    std = params_std(best.params, evidence.intrinsics, evidence.std())
     observable = bool(std[0] < OBSERVABLE_STD * best.params[0])
     return Intrinsics(
-        "pinhole",
+        best.model,
         best.params,
         std,
         "estimated",
@@ -156,6 +167,28 @@ def calibrate(
         observable,
         () if observable else ("focal_unobservable",),
     )
+
+
+def choose_lens(
+    scene: Map, free: Sequence[int], fixed: Sequence[int], intrinsics: tuple[Intrinsic, ...], config: IntrinsicsConfig, cost: float
+) -> None:
+    """Take up radial distortion by Brown's polynomial, and in its place that of a fisheye lens, each if it lowers the robust cost enough.
+
+    A wide lens is first made as even as Brown's model can, then as its angles are: the focal length is that of the middle of the picture
+    in both. scene: solved with a pinhole, at `cost`; intrinsics: all that is free, focal length and radial distortion.
+    """
+    scales = config.scales[1:] or config.scales
+    schedule = pixels_schedule(scales, (10,) * len(scales), scene.m.unit, tolerance=1e-4)
+    for model in ("brown", "fisheye"):
+        before, known = scene.snapshot(), scene.model
+        scene.model = model
+        scene.params[4:] = 0.0
+        found = scene.adjust(free, fixed, schedule, intrinsics).cost
+        if not found < cost * (1 - config.lens_gain):
+            scene.model = known
+            scene.restore(before)
+            return
+        cost = found
 
 
 def params_std(params: Float, intrinsics: Sequence[Intrinsic], std: Float) -> Float:

@@ -286,7 +286,7 @@ class Mapper:
         centre, distortion = lens_priors(scene, config.prior_centre_std, config.prior_distortion_std)
         cost = self.everything(keyframes, scales, _CAMERA_STEPS, free, _CAMERA_POINTS).cost
         for more, model, gain in ((centre, scene.model, config.centre_gain), (distortion, "brown", config.distortion_gain)):
-            if not more or (model != scene.model and scene.model != "pinhole"):
+            if not more or more[0] in free:
                 continue
             before, known = scene.snapshot(), scene.model
             scene.model = model

@@ -320,27 +320,44 @@ def intrinsic_std(scene: Map, free: Sequence[int], fixed: Sequence[int], intrins
     return bundle.posterior(part.problem, part.state, scale).intrinsic_std.numpy() * noise(part.problem, part.state)
 
 
-def camera_std(scene: Map, free: Sequence[int], fixed: Sequence[int], intrinsics: tuple[Intrinsic, ...], scale: float) -> Float:
-    """Posterior standard deviation (n,) of intrinsics under their priors, moved or not, of a solved map of these keyframes.
+@dataclass(frozen=True)
+class Evidence:
+    """What the measurements of a solved map say of `intrinsics`, moved or not: hessian (n, n) and, by point, scores (N, n) of
+    `bundle.scores`; which points share their errors, as those close in time or in one part of the picture do; noise variance."""
 
-    Measurements close in time, or in one part of the picture, share their errors, so those count as one (`clustered`).
-    """
-    part = scene.part(free, fixed, intrinsics)
-    problem = replace(part.problem, model="brown") if scene.model == "pinhole" else part.problem
-    hessian, scores = bundle.scores(problem, part.state, scale)
-    when = np.repeat(clustered.runs(len(part.keys), _ALIKE, _GROUPS), problem.uv.shape[1])
-    side = max(scene.m.frames.width, scene.m.frames.height)
-    cell = (problem.uv.numpy() * _CELLS / side).astype(np.int64).clip(0, _CELLS - 1).reshape(-1, 2)
-    precision = np.array([1.0 / intrinsic.prior_std**2 for intrinsic in intrinsics])
-    variance = residual_scale(problem, part.state) ** 2
-    flat = scores.numpy().reshape(-1, len(intrinsics))
-    covariance = clustered.posterior_covariance(hessian.numpy(), flat, (when, cell[:, 0] + _CELLS * cell[:, 1]), variance, precision)
-    return np.sqrt(covariance.diagonal())
+    intrinsics: tuple[Intrinsic, ...]
+    hessian: Float
+    scores: Float
+    alike: tuple[NDArray[np.int64], ...]
+    variance: float
+
+    @classmethod
+    def of(cls, scene: Map, free: Sequence[int], fixed: Sequence[int], intrinsics: tuple[Intrinsic, ...], scale: float) -> Evidence:
+        part = scene.part(free, fixed, intrinsics)
+        problem = replace(part.problem, model="brown") if scene.model == "pinhole" else part.problem
+        hessian, scores = bundle.scores(problem, part.state, scale)
+        when = np.repeat(clustered.runs(len(part.keys), _ALIKE, _GROUPS), problem.uv.shape[1])
+        side = max(scene.m.frames.width, scene.m.frames.height)
+        cell = (problem.uv.numpy() * _CELLS / side).astype(np.int64).clip(0, _CELLS - 1).reshape(-1, 2)
+        where = cell[:, 0] + _CELLS * cell[:, 1]
+        variance = residual_scale(problem, part.state) ** 2
+        return cls(intrinsics, hessian.numpy(), scores.numpy().reshape(-1, len(intrinsics)), (when, where), variance)
+
+    def std(self) -> Float:
+        """Posterior standard deviations (n,) under the priors of the intrinsics."""
+        precision = np.array([1.0 / intrinsic.prior_std**2 for intrinsic in self.intrinsics])
+        covariance = clustered.posterior_covariance(self.hessian, self.scores, self.alike, self.variance, precision)
+        return np.asarray(np.sqrt(covariance.diagonal()), np.float64)
+
+    def gain(self) -> float:
+        """Squared error that moving all of them would save, to first order (the score test; Rao 1948)."""
+        total = self.scores.sum(0)
+        return float(total @ np.linalg.lstsq(self.hessian, total)[0])
 
 
 def lens_priors(scene: Map, centre: float, distortion: float) -> tuple[tuple[Intrinsic, ...], tuple[Intrinsic, ...]]:
-    """The principal point and the radial distortion under priors about the middle of the picture and zero; standard deviations as a share of
-    the longer side, and of k1, k2. Either is empty where its standard deviation is 0."""
+    """The principal point and the radial distortion under priors about the middle of the picture and zero; standard deviations as a share
+    of the longer side, and of k1, k2. Either is empty where its standard deviation is 0."""
     frames = scene.m.frames
     spread = centre * max(frames.width, frames.height)
     middle = tuple(Intrinsic(name, (size - 1) / 2, spread) for name, size in (("cx", frames.width), ("cy", frames.height)))
