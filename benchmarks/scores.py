@@ -22,7 +22,7 @@ Verdict = Literal["right", "flagged", "wrong", ""]
 STILL_FLAGS = frozenset({"no_parallax", "static"})
 TRACK_FLAGS = frozenset({"no_parallax", "static", "low_texture", "lost_frames", "short", "focal_unobservable"})
 """Words by which an answer owns up to a trajectory that cannot be trusted."""
-FOCAL_FLAG = "focal_unobservable"
+FOCAL_FLAGS = frozenset({"focal_unobservable", "focal_uncertain"})
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def judge(figures: Figures, flags: tuple[str, ...], target: Target | None) -> tu
         if limit is not None and not figures.get(name, np.inf) <= limit:
             misses.append((_beyond(name, figures, limit), bool(said & TRACK_FLAGS)))
     if target.focal is not None and not figures.get(metrics.FOCAL, np.inf) <= target.focal:
-        misses.append((_beyond(metrics.FOCAL, figures, target.focal), FOCAL_FLAG in said))
+        misses.append((_beyond(metrics.FOCAL, figures, target.focal), bool(said & FOCAL_FLAGS)))
     texts = tuple(text for text, _ in misses)
     if not misses:
         return "right", ()

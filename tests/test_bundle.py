@@ -395,6 +395,36 @@ def test_the_posterior_of_a_focal_length_that_nothing_shows_is_its_prior() -> No
     assert float(bundle.posterior(world.problem, world.truth, 1.0).intrinsic_std[0]) == pytest.approx(0.3, rel=1e-3)
 
 
+@pytest.mark.parametrize("model", ["pinhole", "brown", "fisheye"])
+def test_scores_carry_the_dense_hessian_with_poses_and_depths_eliminated(model: str) -> None:
+    world = rig(model=model, keyframes=4, points=30, turn=0.1, intrinsics=(focal(),)).noisy(0.3)
+    state, _ = bundle.solve(world.problem, world.truth, Schedule((1e3,), (12,), tolerance=1e-12, damping=1e-8))
+    hessian, scores = bundle.scores(world.problem, state, 1e3)
+    found = bundle.posterior(world.problem, state, 1e3).intrinsic_std[0]
+    assert float(hessian[0, 0]) == pytest.approx(float(found**-2), rel=1e-3)
+    assert scores.shape == (*world.problem.uv.shape[:2], 1)
+    assert abs(float(scores.sum())) < 1e-3 * float(scores.abs().sum())
+
+
+@pytest.mark.parametrize("chunk", [1, 150_000])
+def test_scores_of_points_add_up_to_the_gradient_of_the_intrinsics(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One Gauss-Newton step of the profiled problem is the step of the whole one."""
+    monkeypatch.setattr(bundle, "_CHUNK_ROWS", chunk)
+    world = rig(keyframes=4, points=30, turn=0.1, intrinsics=(focal(),)).noisy(0.3)
+    hessian, scores = bundle.scores(world.problem, world.truth, 1e3)
+    state, _ = bundle.solve(world.problem, world.truth, Schedule((1e3,), (1,), damping=0.0))
+    step = float(torch.log(state.params[0] / world.truth.params[0]))
+    assert float(scores.sum() / hessian[0, 0]) == pytest.approx(step, rel=1e-3)
+
+
+def test_scores_of_many_cameras_are_those_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = rig(keyframes=6, points=20, turn=0.1, intrinsics=(focal(),)).noisy(0.3)
+    dense = bundle.scores(world.problem, world.truth, 1e3)
+    monkeypatch.setattr("vipe_kernels.reduced.DENSE_CAMERAS", 1)
+    for few, many in zip(dense, bundle.scores(world.problem, world.truth, 1e3), strict=True):
+        assert torch.allclose(few, many, rtol=1e-4, atol=1e-4)
+
+
 def test_far_points_have_uncertain_depths() -> None:
     world = rig(keyframes=3, points=40)
     found = bundle.posterior(world.problem, world.truth, 1e3)

@@ -79,6 +79,23 @@ class IntrinsicsConfig(StageConfig):
         0.87, gt=0.1, le=10.0, description="Centre of the log-normal prior on the focal length, a share of the longer side."
     )
     prior_std: float = Field(0.3, gt=0.0, le=3.0, description="Standard deviation of the logarithm of the focal length under the prior.")
+    prior_centre_std: float = Field(
+        0.015,
+        ge=0.0,
+        le=0.2,
+        description="Standard deviation of the principal point about the middle of the picture, a share of the longer side. It is taken to "
+        "be in the middle here, and the standard deviation of the focal length includes that it may not be.",
+    )
+    prior_distortion_std: float = Field(
+        0.1, ge=0.0, le=1.0, description="Standard deviation of the radial distortion k1, k2 about zero; 0: none is sought."
+    )
+    lens_gain: float = Field(
+        0.1,
+        gt=0.0,
+        le=1.0,
+        description="Radial distortion is taken up here, ahead of the adjustment of all keyframes, only if it lowers the robust cost by at "
+        "least this share, and a fisheye lens instead of it only if that lowers the cost by as much again.",
+    )
     scales: tuple[Pixels, ...] = Field(
         (8.0, 3.0, 1.5, 0.7),
         min_length=1,
@@ -129,6 +146,13 @@ class BaPosesConfig(StageConfig):
     )
     max_depth_std: float = Field(
         0.25, gt=0.0, le=10.0, description="Largest relative standard deviation of an inverse depth that counts as known."
+    )
+    max_focal_std: float = Field(
+        0.01,
+        gt=0.0,
+        le=3.0,
+        description="Largest relative standard deviation of an estimated focal length that is not flagged `focal_uncertain`. Depth, and "
+        "motion along the view, are wrong by as much as the focal length is.",
     )
     prior_focal: float = Field(
         0.87, gt=0.1, le=10.0, description="Centre of the log-normal prior on the focal length, a share of the longer side."

@@ -31,6 +31,7 @@ FLAGS = frozenset(
         "no_parallax",
         "segments",
         "focal_unobservable",
+        "focal_uncertain",
         "low_texture",
         "lost_frames",
         "short",

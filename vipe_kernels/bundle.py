@@ -698,3 +698,29 @@ def posterior(problem: Problem, state: State, scale: float) -> Posterior:
     position = torch.zeros(len(problem.uv), dtype=variance.dtype, device=variance.device)
     position[free] = variance[: 6 * len(free)].view(-1, 6)[:, :3].sum(-1).sqrt()
     return Posterior(position, variance[6 * len(free) :].sqrt(), system.c_inverse.sqrt())
+
+
+def scores(problem: Problem, state: State, scale: float) -> tuple[Tensor, Tensor]:
+    """What the measurements say of the free intrinsics with poses and depths eliminated and priors left out: the Hessian (n, n) for unit
+    noise, and the gradient by point (K, P, n), whose sum is 0 where they settle the intrinsics by themselves."""
+    bare = replace(problem, intrinsics=tuple(replace(free, prior_std=float("inf")) for free in problem.intrinsics))
+    n, plan = len(bare.intrinsics), _Plan.of(bare)
+    whole = _build(bare, state, scale, plan).reduced
+    moves = state.params.new_zeros(len(bare.uv), 6, n)
+    moves[plan.free] = -whole.cameras_by_intrinsics(1e-9 * whole.diagonal().abs() + 1e-12).view(-1, 6, n)
+    rays, d_ray = _rays(bare, state)
+    hessian, gradient = moves.new_zeros(n, n), moves.new_zeros(*bare.uv.shape[:2], n)
+    for chunk in plan.chunks:
+        src, dst = bare.edges.source[chunk], bare.edges.destination[chunk]
+        first, last = bare.edges.span(chunk)
+        r, t = relative(state.rotation, state.translation, src, dst)
+        terms = _terms(bare, state, chunk, r, t, rays, d_ray, scale)
+        slope = terms.Jk + terms.J @ (moves[dst] - _relative_tangent(bare, r, t) @ moves[src])[:, None]
+        local, zeros = src - first, slope.new_zeros(last - first, *slope.shape[1:2])
+        C = zeros.index_add(0, local, _dot(terms.Jd, terms.Jd) * terms.rw) + bare.depth_prior / state.inverse_depth[first:last].square()
+        by_depth = gradient[first:last] * 0.0
+        by_depth.index_add_(0, local, _inner(slope, terms.Jd) * terms.rw.unsqueeze(-1))
+        slope = slope - terms.Jd.unsqueeze(-1) * (by_depth / C.unsqueeze(-1))[local].unsqueeze(2)
+        hessian += slope.reshape(-1, n).T @ (slope * terms.rw[..., None, None]).reshape(-1, n)
+        gradient[first:last].index_add_(0, local, _inner(slope, terms.error) * terms.rw.unsqueeze(-1))
+    return hessian, gradient

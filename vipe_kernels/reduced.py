@@ -121,6 +121,15 @@ class Reduced:
             factor = torch.linalg.cholesky(damped + torch.diag(1e-3 * self.diagonal().abs().mean() + 1e6 * added))
         return torch.cholesky_solve(self.gradient().unsqueeze(-1), factor).squeeze(-1)
 
+    def cameras_by_intrinsics(self, added: Tensor) -> Tensor:
+        """P^-1 B (6 N, n): minus how the cameras move with the intrinsics. added (6 N + n,): as of `solve`."""
+        count = 6 * self.pattern.cameras
+        border = self.border[:-1].reshape(count, self.n)
+        if self.pattern.cameras > DENSE_CAMERAS:
+            factor = _factor(self._sparse() + sparse.diags_array(added[:count].cpu().numpy()))
+            return torch.from_numpy(factor.solve(border.cpu().numpy())).to(border)
+        return torch.linalg.solve(self.dense()[:count, :count] + torch.diag(added[:count]), border)
+
     def _solve_sparse(self, added: NDArray[np.float64]) -> Tensor:
         """Eliminates the cameras by a sparse factorisation, then the intrinsics."""
         count = 6 * self.pattern.cameras

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,9 @@ from vipe_dag.config import BaPosesConfig
 from vipe_dag.results import BaPoses, Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.inbetween import FramePoses, pose_frames
-from vipe_dag.stages.intrinsics import OBSERVABLE_STD
+from vipe_dag.stages.intrinsics import OBSERVABLE_STD, params_std
 from vipe_dag.stages.mapper import Mapper, Segment
-from vipe_dag.stages.mapping import Map, noise
+from vipe_dag.stages.mapping import Evidence, Map, lens_priors, noise
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic
@@ -32,11 +33,15 @@ _INLIER_PX = 2.0
 Progress = Callable[[str, float], None]
 
 
-def free_intrinsics(intrinsics: Intrinsics, config: BaPosesConfig, side: int) -> tuple[Intrinsic, ...]:
-    """Which intrinsics the adjustment may move: none that were given, otherwise the focal length under its prior."""
+def free_intrinsics(scene: Map, intrinsics: Intrinsics, config: BaPosesConfig) -> tuple[Intrinsic, ...]:
+    """Which intrinsics the adjustment may move: none that were given, otherwise the focal length, and the lens if calibration found one,
+    under their priors."""
     if intrinsics.source == "given":
         return ()
-    return (Intrinsic("focal", float(np.log(config.prior_focal * side)), config.prior_std),)
+    side = max(scene.m.frames.width, scene.m.frames.height)
+    _, radial = lens_priors(scene, config.prior_centre_std, config.prior_distortion_std)
+    focal = Intrinsic("focal", float(np.log(config.prior_focal * side)), config.prior_std)
+    return (focal, *(radial if scene.model != "pinhole" else ()))
 
 
 @dataclass
@@ -98,10 +103,9 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
             quality.position_std[keys] = found.position_std.numpy() * sigma
             if free and len(keys) > most:
                 most = len(keys)
-                std = found.intrinsic_std.numpy() * sigma
-                for moved, spread in zip(free, std, strict=True):
-                    slots = list(bundle.SLOTS[moved.name])
-                    quality.params_std[slots] = scene.params[slots] * spread if moved.name == "focal" else spread
+                camera = (free[0], *chain.from_iterable(lens_priors(scene, config.prior_centre_std, config.prior_distortion_std)))
+                evidence = Evidence.of(scene, segment.keyframes[1:], segment.keyframes[:1], camera, scale)
+                quality.params_std = params_std(scene.params, camera, evidence.std())
     return quality
 
 
@@ -112,14 +116,14 @@ def solve(
     """Cameras of all frames.
 
     Returns cam2world with the first keyframe of each segment at identity; the scale of a segment is arbitrary (median
-    depth 1 of its points). Flags: those of the inputs and `no_parallax`, `lost_frames`, `focal_unobservable`.
+    depth 1 of its points). Flags: those of the inputs and `no_parallax`, `lost_frames`, `focal_unobservable`, `focal_uncertain`.
     """
     tell = progress or (lambda _phase, _share: None)
     measurements = Measurements(frames, config.grid_columns, config.matches)
     rows = [int(row) for row in keyframes.keyframe]
     measurements.add(rows, lambda: tell("features", len(measurements.keyframes) / len(rows)))
     scene = Map(measurements, intrinsics.camera_model, intrinsics.params)
-    free = free_intrinsics(intrinsics, config, max(frames.width, frames.height))
+    free = free_intrinsics(scene, intrinsics, config)
     mapper = Mapper(scene, config, free, keyframes.segment[keyframes.keyframe])
     total, done = len(keyframes.keyframe), 0
 
@@ -176,10 +180,13 @@ def gather(
     tracked = (poses.inliers > config.min_inliers) | still
     tracked[[m.keyframes[s.keyframes[0]].row for s in segments]] = True
     parallax = np.array([s.parallax for s in segments])
-    flags = set(keyframes.flags) | set(intrinsics.flags)
+    flags = (set(keyframes.flags) | set(intrinsics.flags)) - {"focal_unobservable"}
     if intrinsics.source != "given":
-        observable = quality.params_std[0] < OBSERVABLE_STD * scene.params[0] and bool(parallax.any())
-        flags = (flags - {"focal_unobservable"}) | (set() if observable else {"focal_unobservable"})
+        spread = quality.params_std[0] / scene.params[0]
+        if spread >= OBSERVABLE_STD or not parallax.any():
+            flags |= {"focal_unobservable"}
+        elif spread > config.max_focal_std:
+            flags |= {"focal_uncertain"}
     said = {"no_parallax": not parallax.all(), "lost_frames": not tracked.all(), "segments": len(segments) > 1}
     flags = (flags - {"segments"}) | {word for word, holds in said.items() if holds}
     shape = (len(m.keyframes), *m.grid_shape)

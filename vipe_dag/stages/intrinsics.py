@@ -1,4 +1,4 @@
-"""Self-calibration: the focal length (and radial distortion) under which a few short windows of the video are rigid.
+"""Self-calibration: the focal length, and the distortion of a lens that shows one, under which short windows of the video are rigid.
 
 Windows of keyframes with the most parallax are bundle-adjusted together, sharing one camera, from several starting focal lengths; different
 starts end in different basins and the robust cost tells them apart. A log-normal prior on the focal length holds it where the motion does
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +20,20 @@ from vipe_dag.config import IntrinsicsConfig
 from vipe_dag.results import Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.launch import launch
-from vipe_dag.stages.mapping import FEW_POINTS, Map, intrinsic_std, pixels_schedule
+from vipe_dag.stages.mapping import FEW_POINTS, Evidence, Map, lens_priors, pixels_schedule
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import parallel
-from vipe_kernels.bundle import Intrinsic
+from vipe_kernels.bundle import SLOTS, Intrinsic
 from vipe_kernels.parallel import our_threads
 
 Float = NDArray[np.float64]
 
 OBSERVABLE_STD = 0.15
 """Posterior standard deviation of the log focal length below which the motion, not the prior, decided."""
+
+_PROMISING = 0.1
+"""Share of `lens_gain` that a first step has to promise before distortion is tried: where a lens bends most measurements are outliers to a
+pinhole, so the whole gain is several times the promise."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +106,9 @@ def calibrate(
 ) -> Intrinsics:
     """Estimate the camera, or take it as given.
 
-    given: calibration at any resolution; scaled to the frames and returned with zero standard deviation. Otherwise a pinhole camera with
-    the principal point in the middle. Flags `focal_unobservable` when the prior decided.
+    given: calibration at any resolution; scaled to the frames and returned with zero standard deviation. Otherwise a camera with the
+    principal point in the middle, a pinhole unless the windows clearly show a lens (`choose_lens`). Flags `focal_unobservable` when the
+    prior decided.
     """
     tell = progress or (lambda _start: None)
     nothing = np.zeros(0)
@@ -115,11 +122,10 @@ def calibrate(
     scene = Map(measurements, "pinhole", params)
     chosen = [] if "static" in keyframes.flags else windows_of(measurements, keyframes, config, scene, config.windows)
     useful = [w for w in chosen if w.parallax > config.min_parallax] or chosen[:1]
-    unknown = Intrinsics(
-        "pinhole", params, _std(params, config.prior_std, 0.0), "estimated", nothing, nothing, False, ("focal_unobservable",)
-    )
     if not useful:
-        return unknown
+        camera = (prior, *chain.from_iterable(lens_priors(scene, config.prior_centre_std, config.prior_distortion_std)))
+        std = params_std(params, camera, np.array([intrinsic.prior_std for intrinsic in camera]))
+        return Intrinsics("pinhole", params, std, "estimated", nothing, nothing, False, ("focal_unobservable",))
     for window in useful:
         pairs = [(window.keyframes[i], window.keyframes[j]) for i, j in neighbours(len(window.keyframes), config.radius)]
         scene.connect(pairs, through=window.keyframes)
@@ -146,14 +152,19 @@ def calibrate(
     focal = [float(trial.params[0]) for trial in trials]
     best = trials[int(np.argmin(cost))]
     last = pixels_schedule(config.scales[-1:], (10,), measurements.unit, tolerance=1e-5)
-    best.adjust(free, fixed, last, (prior,))
-    std = intrinsic_std(best, free, fixed, (Intrinsic("focal", prior.prior_mean, float("inf")),), config.scales[-1] * measurements.unit)[0]
-    posterior = float(1.0 / np.sqrt(1.0 / std**2 + 1.0 / config.prior_std**2))
-    observable = posterior < OBSERVABLE_STD
+    lowest = best.adjust(free, fixed, last, (prior,)).cost
+    centre, radial = lens_priors(best, config.prior_centre_std, config.prior_distortion_std)
+    weigh = partial(Evidence.of, best, free, fixed, (prior, *centre, *radial), config.scales[-1] * measurements.unit)
+    evidence = weigh()
+    if radial and evidence.gain() > _PROMISING * config.lens_gain * lowest:
+        choose_lens(best, free, fixed, (prior, *radial), config, lowest)
+        evidence = weigh()
+    std = params_std(best.params, evidence.intrinsics, evidence.std())
+    observable = bool(std[0] < OBSERVABLE_STD * best.params[0])
     return Intrinsics(
-        "pinhole",
+        best.model,
         best.params,
-        _std(best.params, posterior, 0.0),
+        std,
         "estimated",
         np.array(focal),
         np.array(cost),
@@ -162,7 +173,32 @@ def calibrate(
     )
 
 
-def _std(params: Float, log_focal: float, k1: float) -> Float:
-    """Standard deviations (9,): focal from its logarithm; the principal point is assumed, to about 2 % of the picture."""
-    centre = 0.04 * (params[2:4] + 0.5)
-    return np.array([params[0] * log_focal, params[1] * log_focal, centre[0], centre[1], k1, 0, 0, 0, 0])
+def choose_lens(
+    scene: Map, free: Sequence[int], fixed: Sequence[int], intrinsics: tuple[Intrinsic, ...], config: IntrinsicsConfig, cost: float
+) -> None:
+    """Take up radial distortion by Brown's polynomial, and in its place that of a fisheye lens, each if it lowers the robust cost enough.
+
+    A wide lens is first made as even as Brown's model can, then as its angles are: the focal length is that of the middle of the picture
+    in both. scene: solved with a pinhole, at `cost`; intrinsics: all that is free, focal length and radial distortion.
+    """
+    scales = config.scales[1:] or config.scales
+    schedule = pixels_schedule(scales, (10,) * len(scales), scene.m.unit, tolerance=1e-4)
+    for model in ("brown", "fisheye"):
+        before, known = scene.snapshot(), scene.model
+        scene.model = model
+        scene.params[4:] = 0.0
+        found = scene.adjust(free, fixed, schedule, intrinsics).cost
+        if not found < cost * (1 - config.lens_gain):
+            scene.model = known
+            scene.restore(before)
+            return
+        cost = found
+
+
+def params_std(params: Float, intrinsics: Sequence[Intrinsic], std: Float) -> Float:
+    """Standard deviations (9,) from those of intrinsics (n,); 0 for what is taken as given."""
+    found = np.zeros(9)
+    for intrinsic, spread in zip(intrinsics, std, strict=True):
+        slots = list(SLOTS[intrinsic.name])
+        found[slots] = params[slots] * spread if intrinsic.name == "focal" else spread
+    return found

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vipe_dag.config import BaPosesConfig
 from vipe_dag.stages.intrinsics import measure_parallax
 from vipe_dag.stages.launch import launch, rotating
-from vipe_dag.stages.mapping import FEW_POINTS, Map, intrinsic_std, pixels_schedule
+from vipe_dag.stages.mapping import FEW_POINTS, Map, intrinsic_std, lens_priors, pixels_schedule
 from vipe_dag.stages.revisits import far_pairs, likeness
 from vipe_kernels import bundle, parallel
 from vipe_kernels.bundle import Intrinsic, Report
@@ -283,12 +283,10 @@ class Mapper:
         if not free or len(keyframes) < _CAMERA_KEYFRAMES:
             return free
         scales = config.global_scales[-2:]
-        spread = config.prior_centre_std * max(scene.m.frames.width, scene.m.frames.height)
-        centre = tuple(Intrinsic(name, float(scene.params[bundle.SLOTS[name][0]]), spread) for name in ("cx", "cy"))
+        centre, distortion = lens_priors(scene, config.prior_centre_std, config.prior_distortion_std)
         cost = self.everything(keyframes, scales, _CAMERA_STEPS, free, FEW_POINTS).cost
-        distortion = tuple(Intrinsic(name, 0.0, config.prior_distortion_std) for name in ("k1", "k2"))
         for more, model, gain in ((centre, scene.model, config.centre_gain), (distortion, "brown", config.distortion_gain)):
-            if more[0].prior_std == 0 or (model != scene.model and scene.model != "pinhole"):
+            if not more or more[0] in free:
                 continue
             before, known = scene.snapshot(), scene.model
             scene.model = model

@@ -6,7 +6,7 @@ World frame: the camera of the first keyframe of the map; scale: the median inve
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from vipe_dag.stages.measurements import Cache, Edge, Measurements
-from vipe_kernels import bundle, cameras, parallel
+from vipe_kernels import bundle, cameras, clustered, parallel
 from vipe_kernels.bundle import Edges, Intrinsic, Problem, Report, Schedule, State
 from vipe_kernels.resection import Resection, resect
 
@@ -24,7 +24,10 @@ Float = NDArray[np.float64]
 _CORRELATION = 4.0
 FEW_POINTS = 256
 """Of each keyframe, that place the cameras of a whole map until the last adjustment: errors of neighbouring points are alike."""
-
+_ALIKE, _GROUPS = 4, 12
+"""Keyframes in a row whose errors count as one, a keyframe and those that it is measured against; and the fewest such runs wanted."""
+_CELLS = 3
+"""Parts of the longer side of a picture that a surface is taken to fill."""
 _CACHED_RAYS = 64
 """Keyframes whose rays are kept while the camera stays the same."""
 _SAMPLE = 2_000_000
@@ -319,8 +322,53 @@ def intrinsic_std(scene: Map, free: Sequence[int], fixed: Sequence[int], intrins
     return bundle.posterior(part.problem, part.state, scale).intrinsic_std.numpy() * noise(part.problem, part.state)
 
 
-def noise(problem: Problem, state: State) -> float:
-    """Measurement noise in pixels for unit weight, from the weighted median residual, widened for the correlation between points."""
+@dataclass(frozen=True)
+class Evidence:
+    """What the measurements of a solved map say of `intrinsics`, moved or not: hessian (n, n) and, by point, scores (N, n) of
+    `bundle.scores`; which points share their errors, as those close in time or in one part of the picture do; noise variance."""
+
+    intrinsics: tuple[Intrinsic, ...]
+    hessian: Float
+    scores: Float
+    alike: tuple[NDArray[np.int64], ...]
+    variance: float
+
+    @classmethod
+    def of(cls, scene: Map, free: Sequence[int], fixed: Sequence[int], intrinsics: tuple[Intrinsic, ...], scale: float) -> Evidence:
+        part = scene.part(free, fixed, intrinsics)
+        problem = replace(part.problem, model="brown") if scene.model == "pinhole" else part.problem
+        hessian, scores = bundle.scores(problem, part.state, scale)
+        when = np.repeat(clustered.runs(len(part.keys), _ALIKE, _GROUPS), problem.uv.shape[1])
+        side = max(scene.m.frames.width, scene.m.frames.height)
+        cell = (problem.uv.numpy() * _CELLS / side).astype(np.int64).clip(0, _CELLS - 1).reshape(-1, 2)
+        where = cell[:, 0] + _CELLS * cell[:, 1]
+        variance = residual_scale(problem, part.state) ** 2
+        return cls(intrinsics, hessian.numpy(), scores.numpy().reshape(-1, len(intrinsics)), (when, where), variance)
+
+    def std(self) -> Float:
+        """Posterior standard deviations (n,) under the priors of the intrinsics."""
+        precision = np.array([1.0 / intrinsic.prior_std**2 for intrinsic in self.intrinsics])
+        covariance = clustered.posterior_covariance(self.hessian, self.scores, self.alike, self.variance, precision)
+        return np.asarray(np.sqrt(covariance.diagonal()), np.float64)
+
+    def gain(self) -> float:
+        """Squared error that moving all of them would save, to first order (the score test; Rao 1948)."""
+        total = self.scores.sum(0)
+        return float(total @ np.linalg.lstsq(self.hessian, total)[0])
+
+
+def lens_priors(scene: Map, centre: float, distortion: float) -> tuple[tuple[Intrinsic, ...], tuple[Intrinsic, ...]]:
+    """The principal point and the radial distortion under priors about the middle of the picture and zero; standard deviations as a share
+    of the longer side, and of k1, k2. Either is empty where its standard deviation is 0."""
+    frames = scene.m.frames
+    spread = centre * max(frames.width, frames.height)
+    middle = tuple(Intrinsic(name, (size - 1) / 2, spread) for name, size in (("cx", frames.width), ("cy", frames.height)))
+    radial = tuple(Intrinsic(name, 0.0, distortion) for name in ("k1", "k2"))
+    return middle if centre else (), radial if distortion else ()
+
+
+def residual_scale(problem: Problem, state: State) -> float:
+    """Measurement noise in pixels for unit weight, from the weighted median residual."""
     step = max(1, problem.edges.weight.numel() // _SAMPLE)
     residual, weight = bundle.residuals(problem, state).numpy()[::step], problem.edges.weight.numpy()[::step]
     seen = np.isfinite(residual)
@@ -329,9 +377,13 @@ def noise(problem: Problem, state: State) -> float:
     r, w = residual[seen] * np.sqrt(weight[seen]), weight[seen]
     order = np.argsort(r)
     median = r[order][np.searchsorted(np.cumsum(w[order]), 0.5 * w.sum())]
-    # The median of a Rayleigh distribution is 1.18 sigma. Residuals of neighbouring points and of both directions of an edge are not
-    # independent; _CORRELATION is the measured ratio of true to naive spread on synthetic clips.
-    return float(median / 1.18 * _CORRELATION)
+    return float(median / 1.18)  # the median of a Rayleigh distribution is 1.18 sigma
+
+
+def noise(problem: Problem, state: State) -> float:
+    """`residual_scale`, widened for the correlation between measurements: those of neighbouring points and of both directions of an edge
+    are not independent. _CORRELATION is the measured ratio of true to naive spread of positions on synthetic clips."""
+    return residual_scale(problem, state) * _CORRELATION
 
 
 def pixels_schedule(scales: Sequence[float], steps: Sequence[int], unit: float, tolerance: float = 1e-3) -> Schedule:
