@@ -156,9 +156,8 @@ def adjustment(device: str, size: Size) -> Iterator[Operation]:
     """Operations of bundle adjustment, with the focal length free."""
     made = kernels.world(size.keyframes, size.points, size.radius)
     problem, state = on(device, made.problem), on(device, made.start)
-    edges, chunk = problem.edges, slice(0, len(problem.edges.source))
-    r, t = bundle.relative(state.rotation, state.translation, edges.source, edges.destination)
-    given = (problem, state, chunk, r, t, *bundle._rays(problem, state), 4.0)
+    edges = problem.edges
+    given = (bundle.Chunk(problem, state, slice(0, len(edges.source))), 4.0)
     sums = bundle.linearise(*given)
     measurements = edges.weight.numel()
     text = f"{size.keyframes} keyframes, {measurements} measurements"

@@ -15,7 +15,7 @@ from torch import Tensor
 from bundle_reference import cost, gauss_newton, normal_equations
 from engine_worlds import Rig, angle_deg, focal, normal, rig, to_scale
 from vipe_kernels import bundle, cameras, reduced
-from vipe_kernels.bundle import Edges, Intrinsic, Schedule, State
+from vipe_kernels.bundle import Chunk, Edges, Intrinsic, Schedule, State
 from vipe_kernels.lie import SE3
 
 MODELS = ["pinhole", "brown", "fisheye"]
@@ -98,11 +98,7 @@ def test_compiled_loops_and_tensor_operations_give_the_same_sums(model: str, rot
     problem = replace(world.problem, rotation_only=rotation_only, free_depth=free_depth, near=0.3)
     state = world.perturbed(0.3)  # some points come close to a camera or fall behind it
     edges = problem.edges
-    r, t = bundle.relative(state.rotation, state.translation, edges.source, edges.destination)
-    columns = [slot for i in free for slot in bundle.SLOTS[i.name]]
-    rays, d_ray = cameras.unproject_with_jacobian(problem.uv, state.params, model, columns)
-    d_ray = torch.cat([(d_ray[..., :2] @ state.params[:2])[..., None], d_ray[..., 2:]], -1)
-    given = (problem, state, slice(0, len(edges.source)), r, t, rays, d_ray, 2.0)
+    given = (Chunk(problem, state, slice(0, len(edges.source))), 2.0)
     a, b = bundle.linearise_compiled(*given), bundle.linearise_tensors(*given)
     for field in fields(a):
         assert_close(getattr(a, field.name), getattr(b, field.name))
@@ -118,7 +114,7 @@ def test_compiled_rays_and_tensor_rays_are_the_same_and_turn_alike(model: str) -
     free += () if model == "pinhole" else (Intrinsic("k1", 0.0, 0.1), Intrinsic("k2", 0.0, 0.1))
     world = rig(model, intrinsics=free)
     state = world.perturbed(0.3)
-    rays, d_ray = bundle._rays(world.problem, state)
+    rays, d_ray = Chunk(world.problem, state, slice(0, len(world.problem.edges.source))).rays
     columns = bundle._intrinsic_columns(world.problem)
     expected, by_slot = cameras.unproject_with_jacobian(world.problem.uv, state.params, model, columns)
     assert_close(rays, expected)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine_worlds import Rig, focal, normal, rig
 from vipe_kernels import backend, bundle
-from vipe_kernels.bundle import Edges, Intrinsic, Schedule, State, Sums
+from vipe_kernels.bundle import Chunk, Edges, Intrinsic, Schedule, State, Sums
 from vipe_kernels.flow import forward_backward_error, forward_backward_error_tensors
 from vipe_kernels.triangulate import Triangulation, triangulate_tensors
 
@@ -62,11 +62,9 @@ def hard(world: Rig, move: float = 0.05) -> tuple[bundle.Problem, State]:
     return problem, replace(state, translation=translation)
 
 
-def arguments(problem: bundle.Problem, state: State, chunk: slice) -> tuple[Any, ...]:
-    """Of `bundle.linearise`, at a robust scale of 3 pixels."""
-    edges = problem.edges
-    r, t = bundle.relative(state.rotation, state.translation, edges.source[chunk], edges.destination[chunk])
-    return problem, state, chunk, r, t, *bundle._rays(problem, state), 3.0
+def at_scale(problem: bundle.Problem, state: State, edges: slice) -> tuple[Chunk, float]:
+    """What `bundle.linearise` takes, at a robust scale of 3 pixels."""
+    return Chunk(problem, state, edges), 3.0
 
 
 def both(problem: bundle.Problem, state: State, chunk: slice | None = None) -> tuple[Sums, Sums]:
@@ -74,8 +72,8 @@ def both(problem: bundle.Problem, state: State, chunk: slice | None = None) -> t
     chunk = chunk or slice(0, len(problem.edges.source))
     # what was not measured must not count, whatever stands there; tensor operations need a number
     known = replace(problem.edges, target=problem.edges.target.nan_to_num())
-    wanted = bundle.linearise_tensors(*arguments(replace(problem, edges=known), state, chunk))
-    return adjustment.linearise(*arguments(put(problem), put(state), chunk)), wanted
+    wanted = bundle.linearise_tensors(*at_scale(replace(problem, edges=known), state, chunk))
+    return adjustment.linearise(*at_scale(put(problem), put(state), chunk)), wanted
 
 
 def assert_same_sums(found: Sums, wanted: Sums, share: float = 3e-5) -> None:
@@ -109,8 +107,8 @@ def test_substitution_of_the_depths(model: str, free: tuple[Intrinsic, ...]) -> 
     chunk = slice(0, len(problem.edges.source))
     move, shared = 0.01 * normal((len(problem.edges.source), 6), 4), 0.01 * normal((len(free),), 5)
     known = replace(problem.edges, target=problem.edges.target.nan_to_num())
-    wanted = bundle.back_substitute_tensors(*arguments(replace(problem, edges=known), state, chunk), move, shared)
-    found = adjustment.back_substitute(*arguments(put(problem), put(state), chunk), put(move), put(shared))
+    wanted = bundle.back_substitute_tensors(*at_scale(replace(problem, edges=known), state, chunk), move, shared)
+    found = adjustment.back_substitute(*at_scale(put(problem), put(state), chunk), put(move), put(shared))
     assert_near(found, wanted, 3e-5)
 
 
@@ -261,7 +259,7 @@ def build(kernel, types, constants, warps):
     built = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": warps})
     print(kernel.fn.__name__, len(built.asm["ptx"]) > 0)
 
-sizes = {"base": "i32", "points": "i32", "width": "i32", "height": "i32", "count": "i32", "pixels": "i64"}
+sizes = {"points": "i32", "width": "i32", "height": "i32", "count": "i32", "pixels": "i64"}
 shared = {**sizes, "starts": "*i64", "depth_free": "*i1", "scale2": "fp32", "near": "fp32"}
 wide = {"MODEL": 2, "CODES": (0,), "N": 1, "ROTATION_ONLY": False, "BLOCK": adjustment.BLOCK}
 build(adjustment._linearise, {**shared, **dict.fromkeys(("parts", "E", "C", "w"), "*fp32")}, wide, adjustment.WARPS)

@@ -13,6 +13,7 @@ block-sparse (`reduced`), and E is not kept but formed again when the depths are
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -156,6 +157,10 @@ class _Plan:
         slot[free] = torch.arange(len(free), device=device)
         return cls(chunks, Pattern.of(len(free), places(problem.edges.source, problem.edges.destination, chunks, slot, len(free))), free)
 
+    def over(self, problem: Problem, state: State) -> Iterator[Chunk]:
+        """The chunks at a state, one after the other."""
+        return (Chunk(problem, state, edges) for edges in self.chunks)
+
 
 def relative(rotation: Tensor, translation: Tensor, source: Tensor, destination: Tensor) -> tuple[Tensor, Tensor]:
     """World-to-camera poses -> R_ij (E, 3, 3), t_ij (E, 3) that take source-camera points to the destination camera."""
@@ -270,14 +275,105 @@ class Sums:
     mass: float | Tensor
 
 
-def linearise(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float) -> Sums:
-    """Linearise the measurements of a chunk. r, t: `relative` of its edges; rays, d_ray: `_rays` of all keyframes."""
-    chosen = backend_for(state.params)
+@dataclass(frozen=True)
+class Chunk:
+    """S source keyframes in a row with all their E edges, at one state: what the operations of a pass over the measurements take."""
+
+    problem: Problem
+    state: State
+    edges: slice
+
+    @cached_property
+    def keyframes(self) -> slice:
+        """The source keyframes."""
+        return slice(*self.problem.edges.span(self.edges))
+
+    @property
+    def sources(self) -> int:
+        return int(self.keyframes.stop - self.keyframes.start)
+
+    @property
+    def points(self) -> int:
+        return self.problem.uv.shape[1]
+
+    @property
+    def source(self) -> Tensor:
+        """(E,) of each edge, counted from the first of `keyframes`."""
+        return self.problem.edges.source[self.edges] - self.keyframes.start
+
+    @property
+    def destination(self) -> Tensor:
+        """(E,) keyframe in which each edge was measured."""
+        return self.problem.edges.destination[self.edges]
+
+    @property
+    def target(self) -> Tensor:
+        """(E, P, 2) pixels."""
+        return self.problem.edges.target[self.edges]
+
+    @property
+    def weight(self) -> Tensor:
+        """(E, P)."""
+        return self.problem.edges.weight[self.edges]
+
+    @property
+    def inverse_depth(self) -> Tensor:
+        """(S, P)."""
+        return self.state.inverse_depth[self.keyframes]
+
+    @property
+    def free_depth(self) -> Tensor:
+        """(S,) bool."""
+        return self.problem.free_depth[self.keyframes]
+
+    @cached_property
+    def relative(self) -> tuple[Tensor, Tensor]:
+        """`relative` of each edge: (E, 3, 3), (E, 3)."""
+        return relative(self.state.rotation, self.state.translation, self.problem.edges.source[self.edges], self.destination)
+
+    @cached_property
+    def source_tangent(self) -> Tensor:
+        """Ad (E, 6, 6): minus how a motion of the source camera moves the points in the destination camera."""
+        ad = adjoint(*self.relative)
+        if self.problem.rotation_only:
+            ad = torch.block_diag(ad.new_zeros(3, 3), torch.eye(3, dtype=ad.dtype, device=ad.device)) @ ad
+        return ad
+
+    @cached_property
+    def rays(self) -> tuple[Tensor, Tensor]:
+        """Rays (S, P, 3), z = 1, of the points and how the free intrinsics move them (S, P, 2, n)."""
+        problem, params = self.problem, self.state.params
+        uv, n = problem.uv[self.keyframes], len(problem.intrinsics)
+        if backend_for(params) != "compiled":
+            columns, basis = _intrinsic_columns(problem), _intrinsic_basis(problem, params)
+            rays, by_slot = cameras.unproject_with_jacobian(uv, params, problem.model, columns)
+            return rays, by_slot @ basis
+        rays, slope = params.new_empty(*uv.shape[:2], 3), params.new_empty(*uv.shape[:2], 2, n)
+        common = (uv.contiguous().numpy(), *_compiled_camera(problem, self.state), rays.numpy(), slope.numpy())
+        parallel.spans(lambda first, last: fused.rays(first, last, *common), len(uv), cameras.NEWTON_ITERATIONS * uv.shape[0] * uv.shape[1])
+        return rays, slope
+
+    @cached_property
+    def width(self) -> int:
+        """Rows of the depth-to-rest block: own pose, the most destinations any source has, intrinsics."""
+        counts = np.bincount(self.problem.edges.host_source[self.edges] - self.keyframes.start)
+        return 6 * (int(counts.max()) + 1) + len(self.problem.intrinsics)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """(S + 1,) where the edges of each source begin, on the host."""
+        wanted = np.arange(self.keyframes.start, self.keyframes.stop + 1)
+        return np.searchsorted(self.problem.edges.host_source[self.edges], wanted).astype(np.int64)
+
+
+def linearise(chunk: Chunk, scale: float) -> Sums:
+    """Linearise the measurements of a chunk at robust scale `scale` pixels."""
+    chosen = backend_for(chunk.state.params)
     if chosen == "triton":
         from vipe_kernels.gpu import adjustment
 
-        return adjustment.linearise(problem, state, chunk, r, t, rays, d_ray, scale)
-    return (linearise_compiled if chosen == "compiled" else linearise_tensors)(problem, state, chunk, r, t, rays, d_ray, scale)
+        return adjustment.linearise(chunk, scale)
+    return (linearise_compiled if chosen == "compiled" else linearise_tensors)(chunk, scale)
 
 
 def eliminate(E: Tensor, C: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -301,32 +397,15 @@ def eliminate(E: Tensor, C: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return matrix, vector.squeeze(-1)
 
 
-def back_substitute(
-    problem: Problem,
-    state: State,
-    chunk: slice,
-    r: Tensor,
-    t: Tensor,
-    rays: Tensor,
-    d_ray: Tensor,
-    scale: float,
-    move: Tensor,
-    shared: Tensor,
-) -> Tensor:
+def back_substitute(chunk: Chunk, scale: float, move: Tensor, shared: Tensor) -> Tensor:
     """E^T dx of the source keyframes of a chunk, (S, P). move (E, 6): of each destination camera relative to its source, in its tangent;
     shared (n,): of the free intrinsics."""
-    chosen = backend_for(state.params)
+    chosen = backend_for(chunk.state.params)
     if chosen == "triton":
         from vipe_kernels.gpu import adjustment
 
-        return adjustment.back_substitute(problem, state, chunk, r, t, rays, d_ray, scale, move, shared)
-    how = back_substitute_compiled if chosen == "compiled" else back_substitute_tensors
-    return how(problem, state, chunk, r, t, rays, d_ray, scale, move, shared)
-
-
-def _width(problem: Problem, src: Tensor) -> int:
-    """Rows of the depth-to-rest block: own pose, the most destinations any source has, intrinsics."""
-    return 6 * (int(torch.unique_consecutive(src, return_counts=True)[1].max()) + 1) + len(problem.intrinsics)
+        return adjustment.back_substitute(chunk, scale, move, shared)
+    return (back_substitute_compiled if chosen == "compiled" else back_substitute_tensors)(chunk, scale, move, shared)
 
 
 def _compiled_camera(problem: Problem, state: State) -> tuple[NDArray[np.float64], int, NDArray[np.int64]]:
@@ -335,77 +414,56 @@ def _compiled_camera(problem: Problem, state: State) -> tuple[NDArray[np.float64
     return state.params.numpy(), fused.MODEL_CODES[problem.model], codes
 
 
-def _compiled_arguments(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor) -> tuple[Any, ...]:
-    """What both loops of `fused` over a chunk take: measurements and cameras."""
-    src = problem.edges.source[chunk]
-    first = int(src[0])
-    starts = np.searchsorted(src.numpy(), first + np.arange(int(src[-1]) - first + 2))
-    params, code, codes = _compiled_camera(problem, state)
-    measured = (problem.edges.target[chunk].numpy(), problem.edges.weight[chunk].numpy())
-    tensors = (x.contiguous().numpy() for x in (r, t, rays, state.inverse_depth, problem.free_depth))
-    return (starts, first, *tensors, *measured, params, code, fused.view_limit(params, problem.model), codes, d_ray.numpy())
+def _compiled_points(chunk: Chunk) -> tuple[Any, ...]:
+    """Cameras and points of a chunk as the loops of `fused` take them."""
+    return (chunk.starts, *(x.contiguous().numpy() for x in (*chunk.relative, chunk.rays[0], chunk.inverse_depth)))
 
 
-def back_substitute_compiled(
-    problem: Problem,
-    state: State,
-    chunk: slice,
-    r: Tensor,
-    t: Tensor,
-    rays: Tensor,
-    d_ray: Tensor,
-    scale: float,
-    move: Tensor,
-    shared: Tensor,
-) -> Tensor:
+def _compiled_lens(chunk: Chunk) -> tuple[Any, ...]:
+    """Measurements of a chunk and the lens as the loops of `fused` take them."""
+    params, code, _ = _compiled_camera(chunk.problem, chunk.state)
+    return (chunk.target.numpy(), chunk.weight.numpy(), params, code, fused.view_limit(params, chunk.problem.model))
+
+
+def _compiled_arguments(chunk: Chunk) -> tuple[Any, ...]:
+    """What both loops of `fused` over a chunk that know of slopes take."""
+    codes = _compiled_camera(chunk.problem, chunk.state)[2]
+    return (*_compiled_points(chunk), chunk.free_depth.contiguous().numpy(), *_compiled_lens(chunk), codes, chunk.rays[1].numpy())
+
+
+def back_substitute_compiled(chunk: Chunk, scale: float, move: Tensor, shared: Tensor) -> Tensor:
     """`back_substitute` by the loops of `fused`."""
-    common = _compiled_arguments(problem, state, chunk, r, t, rays, d_ray)
-    out = np.zeros((len(common[0]) - 1, problem.uv.shape[1]))
-    moves, n = (move.contiguous().numpy(), shared.contiguous().numpy()), problem.edges.weight[chunk].numel()
+    common, moves = _compiled_arguments(chunk), (move.contiguous().numpy(), shared.contiguous().numpy())
+    out = np.zeros((chunk.sources, chunk.points))
 
     def task(a: int, b: int) -> None:
-        fused.back_substitute(a, b, *common, scale * scale, problem.near, *moves, out)
+        fused.back_substitute(a, b, *common, scale * scale, chunk.problem.near, *moves, out)
 
-    parallel.spans(task, len(out), n)
+    parallel.spans(task, len(out), chunk.weight.numel())
     return torch.from_numpy(out)
 
 
-def back_substitute_tensors(
-    problem: Problem,
-    state: State,
-    chunk: slice,
-    r: Tensor,
-    t: Tensor,
-    rays: Tensor,
-    d_ray: Tensor,
-    scale: float,
-    move: Tensor,
-    shared: Tensor,
-) -> Tensor:
+def back_substitute_tensors(chunk: Chunk, scale: float, move: Tensor, shared: Tensor) -> Tensor:
     """`back_substitute` by tensor operations."""
-    src = problem.edges.source[chunk]
-    terms = _terms(problem, state, chunk, r, t, rays, d_ray, scale)
+    terms = _terms(chunk, scale)
     shift = (terms.J @ move[:, None, :, None]).squeeze(-1)
-    if problem.intrinsics:
+    if chunk.problem.intrinsics:
         shift = shift + terms.Jk @ shared
-    out = state.params.new_zeros(int(src[-1]) - int(src[0]) + 1, problem.uv.shape[1])
-    return out.index_add_(0, src - src[0], _dot(terms.Jd, shift) * terms.rw)
+    out = chunk.state.params.new_zeros(chunk.sources, chunk.points)
+    return out.index_add_(0, chunk.source, _dot(terms.Jd, shift) * terms.rw)
 
 
-def linearise_compiled(
-    problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float
-) -> Sums:
+def linearise_compiled(chunk: Chunk, scale: float) -> Sums:
     """`linearise` by the loops of `fused`."""
-    src, n, points = problem.edges.source[chunk], len(problem.intrinsics), problem.uv.shape[1]
-    common = _compiled_arguments(problem, state, chunk, r, t, rays, d_ray)
-    edges, span = len(src), len(common[0]) - 1
-    shapes = ((edges, 6, 6), (edges, 6), (edges, 6, n), (span, n, n), (span, n), (span, _width(problem, src), points))
+    edges, span, n, points = len(chunk.destination), chunk.sources, len(chunk.problem.intrinsics), chunk.points
+    common = _compiled_arguments(chunk)
+    shapes = ((edges, 6, 6), (edges, 6), (edges, 6, n), (span, n, n), (span, n), (span, chunk.width, points))
     # torch's memory starts on a cache line; numpy's does not, and then the last bits of a product depend on where it happens to start
     sums = tuple(torch.zeros(shape, dtype=torch.float64) for shape in (*shapes, (span, points), (span, points), (span, 2)))
     arrays = tuple(x.numpy() for x in sums)
 
     def task(a: int, b: int) -> None:
-        fused.linearise(a, b, *common, scale * scale, problem.near, problem.rotation_only, *arrays)
+        fused.linearise(a, b, *common, scale * scale, chunk.problem.near, chunk.problem.rotation_only, *arrays)
 
     parallel.spans(task, span, edges * points)
     Hjj, gj, Hjk, Hkk, gk, E, C, w, totals = sums
@@ -426,15 +484,15 @@ class _Terms:
     mass: float
 
 
-def _terms(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float) -> _Terms:
+def _terms(chunk: Chunk, scale: float) -> _Terms:
+    problem, state, src, (r, t), (rays, d_ray) = chunk.problem, chunk.state, chunk.source, chunk.relative, chunk.rays
     dtype = state.params.dtype
-    src = problem.edges.source[chunk]
-    d = state.inverse_depth[src]
+    d = chunk.inverse_depth[src]
     point = rays[src] @ r.transpose(-1, -2) + t[:, None] * d.unsqueeze(-1)
     uv, A, B = cameras.project_with_jacobian(point, state.params, problem.model, _intrinsic_columns(problem))
-    error = problem.edges.target[chunk].to(dtype) - uv
+    error = chunk.target.to(dtype) - uv
     squared = error[..., 0].square() + error[..., 1].square()
-    weight = problem.edges.weight[chunk].to(dtype)
+    weight = chunk.weight.to(dtype)
     seen = (point[..., 2] > problem.near) & cameras.in_view(point, state.params, problem.model)
     shape = scale * scale / (scale * scale + squared)
     # a point that the camera cannot see is an outlier at its worst, so that no step is rewarded for hiding points
@@ -443,7 +501,7 @@ def _terms(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, r
     J = torch.cat([A * d[..., None, None], torch.cross(point.unsqueeze(-2).expand_as(A), A, dim=-1)], -1)
     if problem.rotation_only:
         J[..., :3] = 0.0
-    Jd = (A.flatten(1, 2) @ t.unsqueeze(-1)).view_as(error) * problem.free_depth[src].to(dtype)[:, None, None]
+    Jd = (A.flatten(1, 2) @ t.unsqueeze(-1)).view_as(error) * chunk.free_depth[src].to(dtype)[:, None, None]
     Jk = J[..., :0]
     if problem.intrinsics:
         Jk = B @ _intrinsic_basis(problem, state.params)
@@ -451,16 +509,11 @@ def _terms(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, r
     return _Terms(error, J, Jd, Jk, weight * shape * shape, cost, float((weight * shape).sum()))
 
 
-def linearise_tensors(
-    problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float
-) -> Sums:
+def linearise_tensors(chunk: Chunk, scale: float) -> Sums:
     """`linearise` by tensor operations, on any device and in any floating type."""
-    zeros = state.params.new_zeros
-    n, points = len(problem.intrinsics), problem.uv.shape[1]
-    src = problem.edges.source[chunk]
-    edges_n, first = len(src), int(src[0])
-    span, local = int(src[-1]) - first + 1, src - first
-    terms = _terms(problem, state, chunk, r, t, rays, d_ray, scale)
+    problem, zeros = chunk.problem, chunk.state.params.new_zeros
+    n, points, local, span = len(problem.intrinsics), chunk.points, chunk.source, chunk.sources
+    edges_n, terms = len(local), _terms(chunk, scale)
     error, J, Jd, Jk, rw = terms.error, terms.J, terms.Jd, terms.Jk, terms.rw
     WJ = J * rw[..., None, None]
     flat = J.reshape(edges_n, -1, 6).transpose(1, 2)
@@ -469,10 +522,10 @@ def linearise_tensors(
     Jd_w = Jd * rw.unsqueeze(-1)
     C = zeros(span, points).index_add_(0, local, _dot(Jd, Jd_w))
     w = zeros(span, points).index_add_(0, local, _dot(Jd_w, error))
-    E = zeros(span, _width(problem, src), points)
-    place = (6 * (1 + order_in_source(src)))[:, None] + torch.arange(6, device=src.device)
+    E = zeros(span, chunk.width, points)
+    place = (6 * (1 + order_in_source(local)))[:, None] + torch.arange(6, device=local.device)
     E[local[:, None], place] = Ej.transpose(1, 2)
-    E[:, :6].index_add_(0, local, -(Ej @ adjoint(r, t)).transpose(1, 2))
+    E[:, :6].index_add_(0, local, -(Ej @ adjoint(*chunk.relative)).transpose(1, 2))
     if problem.rotation_only:
         E[:, :3] = 0.0
     Hjk, Hkk, gk = zeros(edges_n, 6, n), zeros(n, n), zeros(n)
@@ -484,55 +537,27 @@ def linearise_tensors(
     return Sums(flat @ WJ.reshape(edges_n, -1, 6), gj, Hjk, Hkk, gk, E, C, w, terms.cost, terms.mass)
 
 
-def _rays(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
-    """Rays (K, P, 3) of all points and how the free intrinsics move them (K, P, 2, n)."""
-    (count, points), n = problem.uv.shape[:2], len(problem.intrinsics)
-    rays, d_ray = state.params.new_empty(count, points, 3), state.params.new_empty(count, points, 2, n)
-    if backend_for(state.params) == "compiled":
-        common = (problem.uv.contiguous().numpy(), *_compiled_camera(problem, state), rays.numpy(), d_ray.numpy())
-        parallel.spans(lambda first, last: fused.rays(first, last, *common), count, count * points * cameras.NEWTON_ITERATIONS)
-        return rays, d_ray
-    columns, basis = _intrinsic_columns(problem), _intrinsic_basis(problem, state.params)
-    step = max(1, _rows_at_a_time(problem) // max(1, points))
-    for first in range(0, count, step):
-        part = slice(first, first + step)
-        rays[part], by_slot = cameras.unproject_with_jacobian(problem.uv[part], state.params, problem.model, columns)
-        d_ray[part] = by_slot @ basis
-    return rays, d_ray
-
-
-def _relative_tangent(problem: Problem, r: Tensor, t: Tensor) -> Tensor:
-    """Ad (E, 6, 6): minus how a motion of the source camera moves the points in the destination camera."""
-    ad = adjoint(r, t)
-    if problem.rotation_only:
-        ad = torch.block_diag(ad.new_zeros(3, 3), torch.eye(3, dtype=ad.dtype, device=ad.device)) @ ad
-    return ad
-
-
 def _build(problem: Problem, state: State, scale: float, plan: _Plan) -> _System:
     """Linearise all measurements at `state` and eliminate the depths."""
     n = len(problem.intrinsics)
     C, w = torch.zeros_like(state.inverse_depth), torch.zeros_like(state.inverse_depth)
-    rays, d_ray = _rays(problem, state)
     reduced = Reduced(plan.pattern, n, state.params)
     cost: float | Tensor = 0.0
     mass: float | Tensor = 0.0
-    for number, chunk in enumerate(plan.chunks):
-        src, dst = problem.edges.source[chunk], problem.edges.destination[chunk]
-        first, last = problem.edges.span(chunk)
-        r, t = relative(state.rotation, state.translation, src, dst)
-        local, at = src - first, 1 + order_in_source(src)
-        sums = linearise(problem, state, chunk, r, t, rays, d_ray, scale)
+    for number, chunk in enumerate(plan.over(problem, state)):
+        rows_of, local = chunk.keyframes, chunk.source
+        at = 1 + order_in_source(local)
+        sums = linearise(chunk, scale)
         cost, mass = cost + sums.cost, mass + sums.mass
-        C[first:last], w[first:last] = sums.C + problem.depth_prior / state.inverse_depth[first:last].square(), sums.w
+        C[rows_of], w[rows_of] = sums.C + problem.depth_prior / chunk.inverse_depth.square(), sums.w
         if not reduced.size:
             continue
-        back = -_relative_tangent(problem, r, t).transpose(1, 2)
+        back = -chunk.source_tangent.transpose(1, 2)
         Hij = back @ sums.Hjj
-        matrix, vector = (-product for product in eliminate(sums.E, C[first:last].clamp_min(1e-12), sums.w))
+        matrix, vector = (-product for product in eliminate(sums.E, C[rows_of].clamp_min(1e-12), sums.w))
         # rows of each source: [own camera, each destination camera, intrinsics]
         wide = matrix.shape[1] - n
-        own, six = torch.zeros_like(at), torch.arange(6, device=src.device)
+        own, six = torch.zeros_like(at), torch.arange(6, device=at.device)
         for rows, columns, block in (
             (own, own, Hij @ back.transpose(1, 2)),
             (at, at, sums.Hjj),
@@ -544,7 +569,7 @@ def _build(problem: Problem, state: State, scale: float, plan: _Plan) -> _System
         vector.index_put_((local[:, None], 6 * own[:, None] + six), (back @ sums.gj.unsqueeze(-1)).squeeze(-1), accumulate=True)
         vector.index_put_((local[:, None], 6 * at[:, None] + six), sums.gj, accumulate=True)
         if n:
-            tail = wide + torch.arange(n, device=src.device)
+            tail = wide + torch.arange(n, device=at.device)
             for rows, block in ((own, back @ sums.Hjk), (at, sums.Hjk)):
                 matrix.index_put_((local[:, None, None], (6 * rows[:, None] + six)[:, :, None], tail), block, accumulate=True)
             matrix[0, wide:, wide:] += sums.Hkk
@@ -569,28 +594,22 @@ def _priors(problem: Problem, state: State) -> list[tuple[float, float]]:
 def _cost(problem: Problem, state: State, scale: float, plan: _Plan) -> tuple[float, float]:
     """Robust cost and mass at `state`, as of `_build` without the system."""
     cost, mass = sum(precision * gap * gap for precision, gap in _priors(problem, state)), 0.0
-    compiled = backend_for(state.params) == "compiled"
-    rays, d_ray = _rays(replace(problem, intrinsics=()) if compiled else problem, state)
-    for chunk in plan.chunks:
-        r, t = relative(state.rotation, state.translation, problem.edges.source[chunk], problem.edges.destination[chunk])
-        if compiled:
-            more = _cost_compiled(problem, state, chunk, r, t, rays, scale)
-        else:
-            sums = linearise(problem, state, chunk, r, t, rays, d_ray, scale)
-            more = (float(sums.cost), float(sums.mass))
+    if backend_for(state.params) == "compiled":
+        passes = (_cost_compiled(chunk, scale) for chunk in plan.over(replace(problem, intrinsics=()), state))
+    else:
+        passes = ((float(sums.cost), float(sums.mass)) for sums in (linearise(chunk, scale) for chunk in plan.over(problem, state)))
+    for more in passes:
         cost, mass = cost + more[0], mass + more[1]
     return cost, mass
 
 
-def _cost_compiled(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, scale: float) -> tuple[float, float]:
-    common = _compiled_arguments(replace(problem, intrinsics=()), state, chunk, r, t, rays, rays)
-    starts, first, R, shift, directions, depth, _, *measured, _, _ = common
-    totals = np.zeros((len(starts) - 1, 2))
+def _cost_compiled(chunk: Chunk, scale: float) -> tuple[float, float]:
+    common, totals = (*_compiled_points(chunk), *_compiled_lens(chunk)), np.zeros((chunk.sources, 2))
 
     def task(a: int, b: int) -> None:
-        fused.cost(a, b, starts, first, R, shift, directions, depth, *measured, scale * scale, problem.near, totals)
+        fused.cost(a, b, *common, scale * scale, chunk.problem.near, totals)
 
-    parallel.spans(task, len(totals), problem.edges.weight[chunk].numel())
+    parallel.spans(task, len(totals), chunk.weight.numel())
     return float(totals[:, 0].sum()), float(totals[:, 1].sum())
 
 
@@ -611,13 +630,10 @@ def _step(problem: Problem, state: State, system: _System, damping: float, plan:
     pose, shared = delta[: 6 * len(free)].view(-1, 6), delta[6 * len(free) :]
     moves = torch.zeros(len(problem.uv), 6, dtype=delta.dtype, device=delta.device)
     moves[free] = pose
-    rays, d_ray = _rays(problem, state)
     change = system.w.clone()
-    for chunk in plan.chunks:
-        src, dst = problem.edges.source[chunk], problem.edges.destination[chunk]
-        r, t = relative(state.rotation, state.translation, src, dst)
-        move = moves[dst] - (_relative_tangent(problem, r, t) @ moves[src].unsqueeze(-1)).squeeze(-1)
-        change[slice(*problem.edges.span(chunk))] -= back_substitute(problem, state, chunk, r, t, rays, d_ray, system.scale, move, shared)
+    for chunk in plan.over(problem, state):
+        move = moves[chunk.destination] - (chunk.source_tangent @ moves[chunk.keyframes][chunk.source].unsqueeze(-1)).squeeze(-1)
+        change[chunk.keyframes] -= back_substitute(chunk, system.scale, move, shared)
     change = change * system.c_inverse * problem.free_depth[:, None]
     depth = state.inverse_depth
     change = change.clamp(-0.5 * depth, 2.0 * depth)
@@ -708,19 +724,15 @@ def scores(problem: Problem, state: State, scale: float) -> tuple[Tensor, Tensor
     whole = _build(bare, state, scale, plan).reduced
     moves = state.params.new_zeros(len(bare.uv), 6, n)
     moves[plan.free] = -whole.cameras_by_intrinsics(1e-9 * whole.diagonal().abs() + 1e-12).view(-1, 6, n)
-    rays, d_ray = _rays(bare, state)
     hessian, gradient = moves.new_zeros(n, n), moves.new_zeros(*bare.uv.shape[:2], n)
-    for chunk in plan.chunks:
-        src, dst = bare.edges.source[chunk], bare.edges.destination[chunk]
-        first, last = bare.edges.span(chunk)
-        r, t = relative(state.rotation, state.translation, src, dst)
-        terms = _terms(bare, state, chunk, r, t, rays, d_ray, scale)
-        slope = terms.Jk + terms.J @ (moves[dst] - _relative_tangent(bare, r, t) @ moves[src])[:, None]
-        local, zeros = src - first, slope.new_zeros(last - first, *slope.shape[1:2])
-        C = zeros.index_add(0, local, _dot(terms.Jd, terms.Jd) * terms.rw) + bare.depth_prior / state.inverse_depth[first:last].square()
-        by_depth = gradient[first:last] * 0.0
+    for chunk in plan.over(bare, state):
+        rows, local, terms = chunk.keyframes, chunk.source, _terms(chunk, scale)
+        slope = terms.Jk + terms.J @ (moves[chunk.destination] - chunk.source_tangent @ moves[rows][local])[:, None]
+        zeros = slope.new_zeros(chunk.sources, chunk.points)
+        C = zeros.index_add(0, local, _dot(terms.Jd, terms.Jd) * terms.rw) + bare.depth_prior / chunk.inverse_depth.square()
+        by_depth = gradient[rows] * 0.0
         by_depth.index_add_(0, local, _inner(slope, terms.Jd) * terms.rw.unsqueeze(-1))
         slope = slope - terms.Jd.unsqueeze(-1) * (by_depth / C.unsqueeze(-1))[local].unsqueeze(2)
         hessian += slope.reshape(-1, n).T @ (slope * terms.rw[..., None, None]).reshape(-1, n)
-        gradient[first:last].index_add_(0, local, _inner(slope, terms.error) * terms.rw.unsqueeze(-1))
+        gradient[rows].index_add_(0, local, _inner(slope, terms.error) * terms.rw.unsqueeze(-1))
     return hessian, gradient

@@ -112,9 +112,9 @@ def _undistort(xd, yd, params, model):
 
 @compiled
 def rays(first, last, uv, params, model, codes, out, slope):
-    """Rays, z = 1, through the pixels of keyframes [first, last), and how the free intrinsics move them.
+    """Rays, z = 1, through the pixels of source keyframes [first, last), and how the free intrinsics move them.
 
-    uv (K, P, 2); codes (n,). Fills out (K, P, 3) and slope (K, P, 2, n). The pixel held fixed, f distort(ray) + c stays: what an
+    uv (S, P, 2); codes (n,). Fills out (S, P, 3) and slope (S, P, 2, n). The pixel held fixed, f distort(ray) + c stays: what an
     intrinsic moves the pixel by, the ray takes back.
     """
     fx, fy = params[0], params[1]
@@ -135,14 +135,14 @@ def rays(first, last, uv, params, model, codes, out, slope):
 
 @compiled
 def linearise(
-    first, last, starts, base, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
+    first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
     rotation_only, Hjj, gj, Hjk, Hkk, gk, E, C, w, totals,
 ):  # fmt: skip
     """Sums over the measurements of source keyframes [first, last) of a chunk.
 
-    starts (S + 1,): edges of each source; base: keyframe of source 0. R (E, 3, 3), t (E, 3) relative cameras. codes (n,), ray_slope
-    (K, P, 2, n): free intrinsics and how they move the rays. Fills, all zero before: Hjj (E, 6, 6), gj (E, 6), Hjk (E, 6, n), Hkk
-    (S, n, n), gk (S, n), E (S, width, P), C, w (S, P), totals (S, 2) = cost, mass.
+    starts (S + 1,): edges of each source. R (E, 3, 3), t (E, 3) relative cameras. rays (S, P, 3), depth (S, P), depth_free (S,). codes
+    (n,), ray_slope (S, P, 2, n): free intrinsics and how they move the rays. Fills, all zero before: Hjj (E, 6, 6), gj (E, 6), Hjk
+    (E, 6, n), Hkk (S, n, n), gk (S, n), E (S, width, P), C, w (S, P), totals (S, 2) = cost, mass.
     """
     n = len(codes)
     fx, fy = params[0], params[1]
@@ -151,8 +151,7 @@ def linearise(
     H = np.zeros((6, 6))
     points = depth.shape[1]
     for s in range(first, last):
-        k = base + s
-        moves = 1.0 if depth_free[k] else 0.0
+        moves = 1.0 if depth_free[s] else 0.0
         for e in range(starts[s], starts[s + 1]):
             row = 6 * (1 + e - starts[s])
             r = R[e]
@@ -162,9 +161,9 @@ def linearise(
                 trust = weight[e, p]
                 if trust <= 0.0:
                     continue
-                d = depth[k, p]
+                d = depth[s, p]
                 seen, X, Y, Z, iz, x, y, xd, yd, a, b, c, ex, ey = _observed(
-                    r, t[e], rays[k, p], d, target[e, p], params, model, limit, near
+                    r, t[e], rays[s, p], d, target[e, p], params, model, limit, near
                 )
                 if not seen:
                     totals[s, 0] += trust * scale2
@@ -203,7 +202,7 @@ def linearise(
                     b10 = ay * r[0, 0] + by * r[1, 0] + zy * r[2, 0]
                     b11 = ay * r[0, 1] + by * r[1, 1] + zy * r[2, 1]
                     for m in range(n):
-                        gx, gy = ray_slope[k, p, 0, m], ray_slope[k, p, 1, m]
+                        gx, gy = ray_slope[s, p, 0, m], ray_slope[s, p, 1, m]
                         mx, my = _intrinsic_slope(codes[m], x, y, xd, yd, fx, fy, model)
                         K[0, m] = mx + b00 * gx + b01 * gy
                         K[1, m] = my + b10 * gx + b11 * gy
@@ -222,18 +221,17 @@ def linearise(
 
 
 @compiled
-def cost(first, last, starts, base, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals):
+def cost(first, last, starts, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals):
     """Robust cost and mass alone, summed in the order of `linearise`: fills totals (S, 2). Arguments as there."""
     points = depth.shape[1]
     for s in range(first, last):
-        k = base + s
         for e in range(starts[s], starts[s + 1]):
             for p in range(points):
                 trust = weight[e, p]
                 if trust <= 0.0:
                     continue
                 seen, _, _, _, _, _, _, _, _, _, _, _, ex, ey = _observed(
-                    R[e], t[e], rays[k, p], depth[k, p], target[e, p], params, model, limit, near
+                    R[e], t[e], rays[s, p], depth[s, p], target[e, p], params, model, limit, near
                 )
                 if not seen:
                     totals[s, 0] += trust * scale2
@@ -246,7 +244,7 @@ def cost(first, last, starts, base, R, t, rays, depth, target, weight, params, m
 
 @compiled
 def back_substitute(
-    first, last, starts, base, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
+    first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
     move, shared, out,
 ):  # fmt: skip
     """E^T dx of source keyframes [first, last) of a chunk: out (S, P), zero before. Arguments as of `linearise`; move (E, 6): of each
@@ -256,8 +254,7 @@ def back_substitute(
     fx, fy = params[0], params[1]
     points = depth.shape[1]
     for s in range(first, last):
-        k = base + s
-        if not depth_free[k]:
+        if not depth_free[s]:
             continue
         for e in range(starts[s], starts[s + 1]):
             r, m = R[e], move[e]
@@ -266,9 +263,9 @@ def back_substitute(
                 trust = weight[e, p]
                 if trust <= 0.0:
                     continue
-                d = depth[k, p]
+                d = depth[s, p]
                 seen, X, Y, Z, iz, x, y, xd, yd, a, b, c, ex, ey = _observed(
-                    r, t[e], rays[k, p], d, target[e, p], params, model, limit, near
+                    r, t[e], rays[s, p], d, target[e, p], params, model, limit, near
                 )
                 if not seen:
                     continue
@@ -280,7 +277,7 @@ def back_substitute(
                 pz = d * m[2] + m[3] * Y - m[4] * X
                 ux, uy = ax * px + bx * py + zx * pz, ay * px + by * py + zy * pz
                 for i in range(n):
-                    gx, gy = ray_slope[k, p, 0, i], ray_slope[k, p, 1, i]
+                    gx, gy = ray_slope[s, p, 0, i], ray_slope[s, p, 1, i]
                     qx, qy, qz = r[0, 0] * gx + r[0, 1] * gy, r[1, 0] * gx + r[1, 1] * gy, r[2, 0] * gx + r[2, 1] * gy
                     mx, my = _intrinsic_slope(codes[i], x, y, xd, yd, fx, fy, model)
                     ux += shared[i] * (mx + ax * qx + bx * qy + zx * qz)

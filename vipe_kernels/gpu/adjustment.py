@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vipe_kernels import cameras, fused
-from vipe_kernels.bundle import Problem, State, Sums
+from vipe_kernels.bundle import Chunk, Sums
 from vipe_kernels.gpu.measurement import measure, number, source_points
 
 BLOCK = 64
@@ -46,17 +46,17 @@ def _minus_adjoint(rows, f, r, t):
     return found
 
 
-@triton.jit(do_not_specialize=["base", "width"])
+@triton.jit(do_not_specialize=["width"])
 def _linearise(
     starts, rotation, translation, rays, depth, depth_free, target, weight, params, limit, ray_slope, parts, E, C, w,
-    base, points, width, scale2, near,
+    points, width, scale2, near,
     MODEL: tl.constexpr, CODES: tl.constexpr, N: tl.constexpr, ROTATION_ONLY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     s = tl.program_id(0).to(tl.int64)
     block, blocks = tl.program_id(1), tl.num_programs(1)
     lane = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = lane < points
-    ray_x, ray_y, ray_z, d, moves, slope = source_points(base + s, lane, inside, rays, depth, depth_free, ray_slope, points, N)
+    ray_x, ray_y, ray_z, d, moves, slope = source_points(s, lane, inside, rays, depth, depth_free, ray_slope, points, N)
     rows: tl.constexpr = 7 + N
     size: tl.constexpr = rows * (rows + 1) // 2 + 2
     first, last = tl.load(starts + s), tl.load(starts + s + 1)
@@ -97,16 +97,16 @@ def _linearise(
         tl.store(corner + (width - N + i) * points, shared[i], mask=inside)
 
 
-@triton.jit(do_not_specialize=["base"])
+@triton.jit
 def _back_substitute(
     starts, rotation, translation, rays, depth, depth_free, target, weight, params, limit, ray_slope, move, shared, out,
-    base, points, scale2, near,
+    points, scale2, near,
     MODEL: tl.constexpr, CODES: tl.constexpr, N: tl.constexpr, ROTATION_ONLY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     s = tl.program_id(0).to(tl.int64)
     lane = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = lane < points
-    ray_x, ray_y, ray_z, d, moves, slope = source_points(base + s, lane, inside, rays, depth, depth_free, ray_slope, points, N)
+    ray_x, ray_y, ray_z, d, moves, slope = source_points(s, lane, inside, rays, depth, depth_free, ray_slope, points, N)
     total = tl.zeros((BLOCK,), tl.float32)
     for e in range(tl.load(starts + s), tl.load(starts + s + 1)):
         u, v, jdx, jdy, q, _, _ = measure(
@@ -124,21 +124,18 @@ def _back_substitute(
     tl.store(out + s * points + lane, total, mask=inside)
 
 
-def linearise(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float) -> Sums:
+def linearise(chunk: Chunk, scale: float) -> Sums:
     """`bundle.linearise`; E in float32, the rest in float64, cost and mass on the device."""
-    (first, last), n, points = problem.edges.span(chunk), len(problem.intrinsics), problem.uv.shape[1]
-    sources = problem.edges.host_source[chunk]
-    edges, span = len(sources), last - first
-    width = 6 * (int(np.bincount(sources - first).max()) + 1) + n
+    n, points, span, edges, width = len(chunk.problem.intrinsics), chunk.points, chunk.sources, len(chunk.destination), chunk.width
     rows = 7 + n
     grid = (span, triton.cdiv(points, BLOCK))  # its second axis ends at 65,535: 4 million points of a keyframe
-    empty, device = torch.empty, state.params.device
+    empty, device = torch.empty, chunk.state.params.device
     parts = empty(edges, grid[1], rows * (rows + 1) // 2 + 2, dtype=torch.float32, device=device)
     E = torch.zeros(span, width, points, dtype=torch.float32, device=device)  # a source with fewer edges leaves rows untouched
     C, w = (empty(span, points, dtype=torch.float32, device=device) for _ in range(2))
-    arguments, options = _common(problem, state, chunk, r, t, rays, d_ray)
+    arguments, options = _common(chunk)
     with torch.cuda.device_of(parts):
-        _linearise[grid](*arguments, parts, E, C, w, first, points, width, scale * scale, problem.near, **options)
+        _linearise[grid](*arguments, parts, E, C, w, points, width, scale * scale, chunk.problem.near, **options)
     sums = parts.sum(1, dtype=torch.float64)
     full = sums[:, _symmetric(rows, device)]
     over_edges = full.sum(0)
@@ -148,36 +145,30 @@ def linearise(problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor
     )  # fmt: skip
 
 
-def back_substitute(
-    problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor, scale: float, move: Tensor,
-    shared: Tensor,
-) -> Tensor:  # fmt: skip
+def back_substitute(chunk: Chunk, scale: float, move: Tensor, shared: Tensor) -> Tensor:
     """`bundle.back_substitute`, float64."""
-    (first, last), points = problem.edges.span(chunk), problem.uv.shape[1]
-    out = torch.empty(last - first, points, dtype=torch.float32, device=state.params.device)
-    arguments, options = _common(problem, state, chunk, r, t, rays, d_ray)
+    sources, points = chunk.sources, chunk.points
+    out = torch.empty(sources, points, dtype=torch.float32, device=chunk.state.params.device)
+    arguments, options = _common(chunk)
     moves = move.contiguous(), shared.contiguous()
     with torch.cuda.device_of(out):
-        _back_substitute[(last - first, triton.cdiv(points, BLOCK))](
-            *arguments, *moves, out, first, points, scale * scale, problem.near, **options
+        _back_substitute[(sources, triton.cdiv(points, BLOCK))](
+            *arguments, *moves, out, points, scale * scale, chunk.problem.near, **options
         )
     return out.to(torch.float64)
 
 
-def _common(
-    problem: Problem, state: State, chunk: slice, r: Tensor, t: Tensor, rays: Tensor, d_ray: Tensor
-) -> tuple[list[Tensor], dict[str, Any]]:
+def _common(chunk: Chunk) -> tuple[list[Tensor], dict[str, Any]]:
     """Tensors that both kernels begin with, and what they are compiled for."""
-    edges, device = problem.edges, state.params.device
-    first, last = edges.span(chunk)
-    starts = np.searchsorted(edges.host_source[chunk], np.arange(first, last + 1)).astype(np.int64)
+    problem, params = chunk.problem, chunk.state.params
+    device, (rays, slope) = params.device, chunk.rays
     codes = tuple(fused.INTRINSIC_CODES[free.name] for free in problem.intrinsics)
-    limit = cameras.fold_radius(state.params, problem.model)
+    limit = cameras.fold_radius(params, problem.model)
     if problem.model != "pinhole":  # found on the host: the only look at the device, and only of a lens with distortion
         limit = limit.clamp_max(cameras.NORMALISED_LIMIT)
     tensors = [
-        torch.from_numpy(starts).to(device, non_blocking=True), r, t, rays, state.inverse_depth, problem.free_depth,
-        edges.target[chunk], edges.weight[chunk], state.params, limit, d_ray,
+        torch.from_numpy(chunk.starts).to(device, non_blocking=True), *chunk.relative, rays, chunk.inverse_depth, chunk.free_depth,
+        chunk.target, chunk.weight, params, limit, slope,
     ]  # fmt: skip
     options = {
         "MODEL": fused.MODEL_CODES[problem.model],
