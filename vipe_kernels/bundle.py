@@ -150,8 +150,9 @@ class _Plan:
     free: Tensor
 
     @classmethod
-    def of(cls, problem: Problem) -> _Plan:
-        chunks, device = _chunks(problem), problem.uv.device
+    def of(cls, problem: Problem, share: float = 1.0) -> _Plan:
+        """share: of the points usually handled at a time, for operations that need more memory for each."""
+        chunks, device = _chunks(problem, share), problem.uv.device
         free = torch.nonzero(problem.free_pose).ravel()
         slot = torch.full((len(problem.uv),), len(free), dtype=torch.long, device=device)
         slot[free] = torch.arange(len(free), device=device)
@@ -220,9 +221,9 @@ def _rows_at_a_time(problem: Problem) -> int:
     return _GPU_CHUNK_ROWS if problem.edges.source.is_cuda else _CHUNK_ROWS
 
 
-def _chunks(problem: Problem) -> list[slice]:
-    """Runs of edges that hold whole source keyframes and about as many points as are handled at a time."""
-    limit = _rows_at_a_time(problem)
+def _chunks(problem: Problem, share: float = 1.0) -> list[slice]:
+    """Runs of edges that hold whole source keyframes and about as many points as are handled at a time, or a share of that."""
+    limit = share * _rows_at_a_time(problem)
     source, points = problem.edges.source, max(1, problem.edges.weight.shape[1])
     if len(source) == 0:
         return []
@@ -720,7 +721,7 @@ def scores(problem: Problem, state: State, scale: float) -> tuple[Tensor, Tensor
     """What the measurements say of the free intrinsics with poses and depths eliminated and priors left out: the Hessian (n, n) for unit
     noise, and the gradient by point (K, P, n), whose sum is 0 where they settle the intrinsics by themselves."""
     bare = replace(problem, intrinsics=tuple(replace(free, prior_std=float("inf")) for free in problem.intrinsics))
-    n, plan = len(bare.intrinsics), _Plan.of(bare)
+    n, plan = len(bare.intrinsics), _Plan.of(bare, 0.2)
     whole = _build(bare, state, scale, plan).reduced
     moves = state.params.new_zeros(len(bare.uv), 6, n)
     moves[plan.free] = -whole.cameras_by_intrinsics(1e-9 * whole.diagonal().abs() + 1e-12).view(-1, 6, n)

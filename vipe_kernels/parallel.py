@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -53,10 +53,21 @@ def _keep_memory() -> None:
 
     One arena, so that what one thread freed serves another; blocks up to 32 MB from it; at most 256 MB at its end are kept.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = _of_glibc("mallopt")
     if mallopt is not None:
         for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 256 << 20)):
             mallopt(option, value)
+
+
+def _give_back_memory() -> None:
+    """Let glibc return to the system what is free now, wherever it lies."""
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def _forget_pool() -> None:
@@ -88,7 +99,8 @@ def single_threaded_opencv() -> Iterator[None]:
 
 @contextmanager
 def our_threads() -> Iterator[None]:
-    """OpenCV and torch use one thread a call inside; `each` and `spans` of this thread divide work over as many as torch used before."""
+    """OpenCV and torch use one thread a call inside; `each` and `spans` of this thread divide work over as many as torch used before. What
+    was allocated inside and is free again goes back to the system at the end."""
     before, here = torch.get_num_threads(), getattr(_here, "threads", None)
     _here.threads = here or before
     torch.set_num_threads(1)
@@ -98,6 +110,8 @@ def our_threads() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         _here.threads = here
+        if here is None:
+            _give_back_memory()  # what comes next may need other memory than this stage did
 
 
 def _threads() -> int:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 64 * 2**20
 """Default bound of the decoded rows that one sequence keeps."""
+_AHEAD_BYTES = 8 * 2**20
+"""Most that is read ahead at a time: rows are held several times over while they are decoded."""
 _STEPS = (1, 2)
 """Rows from the last asked for to this one that are walking, not jumping: who knows a frame already leaves it out."""
 
@@ -95,8 +97,8 @@ class RowCache:
             pending.result()
 
     def _shard_end(self, row: int) -> int:
-        """Where to stop reading ahead from a row: the end of its shard, the end of the array, or what the cache holds."""
-        room = max(1, self._limit // self._row_bytes)
+        """Where to stop reading ahead from a row: the end of its shard, the end of the array, or what is read at a time."""
+        room = max(1, min(self._limit, _AHEAD_BYTES) // self._row_bytes)
         return min((row // SHARD_FRAMES + 1) * SHARD_FRAMES, len(self), row + room)
 
     def _load(self, start: int, end: int, done: Future[None]) -> NDArray[Any]:
