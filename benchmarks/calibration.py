@@ -86,7 +86,7 @@ def main() -> int:
         within = [float((error < n * std).mean()) for n in (1, 2)]
         enough &= within[1] >= ASKED
         print(
-            f"{name}: {len(error)} estimates, {within[1]:.0%} within two standard deviations (asked {ASKED:.0%}), {within[0]:.0%} within one"
+            f"{name}: {within[1]:.0%} of {len(error)} errors within two standard deviations (asked {ASKED:.0%}), {within[0]:.0%} within one"
         )
         print(f"{name}: median error {np.median(error):.2f} %, median standard deviation {np.median(std):.2f} %")
     return 0 if enough else 1
