@@ -67,6 +67,7 @@ SYNTHETIC = (
     Sequence("syn_moving", scene="room_moving", options={**_PLACE, "moving_share": 0.3}, target=_SHARP),
     Sequence("syn_cut", scene="cut", options={**_ROAD, "n_frames": 80}, target=_SHARP),
     Sequence("syn_barrel", scene="room_barrel", options=_PLACE, target=_SHARP),
+    Sequence("syn_fisheye", scene="room_fisheye", options={**_PLACE, "fov": 90.0}, target=_SHARP),
     Sequence("syn_focal35", scene="room", options={**_PLACE, "fov": 35.0}, target=_SHARP),
     Sequence("syn_focal60", scene="room", options={**_PLACE, "fov": 60.0}, target=_SHARP),
     Sequence("syn_focal90", scene="room", options={**_PLACE, "fov": 90.0}, target=_SHARP),

@@ -149,6 +149,8 @@ CLIPS: dict[str, tuple[int, float]] = {
     "rotation": (16, 8.0),
     "static": (8, 10.0),
     "cut": (20, 10.0),
+    "room_barrel": (20, 7.0),
+    "room_fisheye": (20, 7.0),
 }
 """Number of frames and frames per second of each clip that the stages are tried on, 320 x 240 pixels."""
 
@@ -177,7 +179,8 @@ def config() -> PipelineConfig:
 def clip(name: str, n_frames: int | None = None, fps: float | None = None, width: int = 320, height: int = 240) -> SyntheticClip:
     """A short clip of a synthetic scene; length and rate default to CLIPS."""
     count, rate = CLIPS[name]
-    return synthetic.scene(name, n_frames=n_frames or count, fps=fps or rate, width=width, height=height, supersample=1)
+    fov = 90.0 if name == "room_fisheye" else 65.0
+    return synthetic.scene(name, n_frames=n_frames or count, width=width, height=height, fov=fov, fps=fps or rate, supersample=1)
 
 
 @cache

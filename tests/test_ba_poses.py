@@ -116,6 +116,19 @@ def test_a_given_camera_is_used_exactly(name: str) -> None:
     assert errors(name, found).ate_percent < 0.5
 
 
+@pytest.mark.parametrize("std", [0.001, 0.05, 0.5])
+def test_a_focal_length_is_flagged_by_how_well_it_is_known(std: float) -> None:
+    wanted = {0.001: set(), 0.05: {"focal_uncertain"}, 0.5: {"focal_unobservable"}}
+    assert ba_poses.focal_flags(std, config().ba_poses) == wanted[std]
+
+
+def test_a_wide_lens_is_kept_and_its_cameras_are_right() -> None:
+    found, truth = solved("room_fisheye"), clip("room_fisheye").camera
+    assert found.camera_model == "fisheye"
+    assert found.params[0] == pytest.approx(truth.params[0], rel=0.02)
+    assert errors("room_fisheye", found).ate_percent < 0.5
+
+
 def test_a_pinhole_camera_is_not_given_a_distorted_lens() -> None:
     assert solved("orbit").camera_model == "pinhole"
 

@@ -60,6 +60,7 @@ def test_a_wrong_focal_length_is_excused_only_by_its_own_flag() -> None:
     off = {**GOOD, "focal": 20.0}
     assert scores.judge(off, ("lost_frames",), SHARP)[0] == "wrong"
     assert scores.judge(off, ("focal_unobservable",), SHARP)[0] == "flagged"
+    assert scores.judge(off, ("focal_uncertain",), SHARP)[0] == "flagged"
 
 
 def test_a_still_camera_must_be_flagged_as_such() -> None:

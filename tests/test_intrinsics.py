@@ -81,6 +81,31 @@ def test_the_same_clip_gives_the_same_camera_bit_for_bit() -> None:
     assert np.array_equal(again.candidate_cost, calibrated("room").candidate_cost)
 
 
+# -- lenses
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("orbit", "pinhole"), ("room", "pinhole"), ("room_barrel", "brown"), ("room_fisheye", "fisheye")]
+)
+def test_the_lens_is_chosen_by_what_it_explains(name: str, model: str) -> None:
+    assert calibrated(name).camera_model == model
+
+
+@pytest.mark.parametrize("name", ["room_barrel", "room_fisheye"])
+def test_the_focal_length_of_a_lens_is_found_within_three_percent(name: str) -> None:
+    found, truth = calibrated(name), clip(name).camera.params
+    assert found.params[0] == pytest.approx(truth[0], rel=0.03)
+    assert found.params[4] == pytest.approx(truth[4], abs=0.05)
+    assert (found.params_std[4:6] > 0).all()
+
+
+def test_without_a_prior_on_distortion_none_is_sought() -> None:
+    settings = config().intrinsics.model_copy(update={"prior_distortion_std": 0.0})
+    found = intrinsics.calibrate(frames("room_barrel"), selected("room_barrel"), settings)
+    assert found.camera_model == "pinhole"
+    assert not found.params_std[4:].any()
+
+
 # -- windows
 
 

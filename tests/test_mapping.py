@@ -16,10 +16,12 @@ from engine_worlds import HEIGHT, WIDTH, Rig, angle_deg, clip, config, frames, k
 from vipe_dag.evaluate import trajectory
 from vipe_dag.stages import launch, mapping, revisits
 from vipe_dag.stages.inbetween import interpolate
+from vipe_dag.stages.intrinsics import choose_lens
 from vipe_dag.stages.mapper import Mapper
-from vipe_dag.stages.mapping import Map, align_rays, pixels_schedule
+from vipe_dag.stages.mapping import Evidence, Map, align_rays, pixels_schedule
 from vipe_dag.stages.measurements import Cache, Edge, Measurements
-from vipe_kernels.bundle import exp_se3
+from vipe_kernels import bundle
+from vipe_kernels.bundle import Intrinsic, exp_se3
 from vipe_kernels.tracking import Features
 
 SCALES = (8.0, 3.0, 1.5, 0.7)
@@ -175,6 +177,34 @@ def test_the_noise_is_proportional_to_that_of_the_measurements(sigma: float) -> 
     quiet, loud = rig(points=80).noisy(0.1), rig(points=80).noisy(sigma)
     ratio = mapping.noise(loud.problem, loud.truth) / mapping.noise(quiet.problem, quiet.truth)
     assert ratio == pytest.approx(sigma / 0.1, rel=1e-6)
+
+
+# -- lenses
+
+
+@pytest.mark.parametrize("model", ["pinhole", "brown", "fisheye"])
+def test_a_lens_is_taken_up_where_it_explains_the_measurements(model: str) -> None:
+    two_terms = torch.tensor([1.0] * 6 + [0.0] * 3, dtype=torch.float64)
+    world = rig(model, keyframes=6, points=80, turn=0.1, fov=80.0)
+    truth = replace(world.truth, params=world.truth.params * two_terms)
+    scene = exact_map(replace(world, truth=truth).with_targets(bundle.transfer(world.problem, truth)[0]))
+    scene.model, scene.params[4:] = "pinhole", 0.0
+    free = (Intrinsic("focal", 6.0, 10.0), Intrinsic("k1", 0.0, 10.0), Intrinsic("k2", 0.0, 10.0))
+    cost = scene.adjust(range(1, 6), [0], pixels_schedule((8.0, 3.0), (10, 10), 1.0), free[:1]).cost
+    choose_lens(scene, range(1, 6), [0], free, config().intrinsics, cost)
+    assert scene.model == model
+    assert scene.params[0] == pytest.approx(float(truth.params[0]), rel=2e-3)
+
+
+@pytest.mark.parametrize("model", ["pinhole", "brown", "fisheye"])
+def test_the_promise_of_a_lens_is_what_one_step_saves(model: str) -> None:
+    scene = exact_map(rig(model, keyframes=5, points=80, turn=0.1))
+    free = tuple(Intrinsic(name, 0.0, float("inf")) for name in ("k1", "k2"))
+    at_truth = Evidence.of(scene, range(1, 5), [0], free, 1e3).gain()
+    scene.params[4] += 1e-3
+    moved = Evidence.of(scene, range(1, 5), [0], free, 1e3)
+    assert moved.gain() == pytest.approx(moved.hessian[0, 0] * 1e-6, rel=0.05)
+    assert at_truth < 1e-3 * moved.gain()
 
 
 # -- rotations and parallax

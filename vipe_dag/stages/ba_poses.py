@@ -182,11 +182,7 @@ def gather(
     parallax = np.array([s.parallax for s in segments])
     flags = (set(keyframes.flags) | set(intrinsics.flags)) - {"focal_unobservable"}
     if intrinsics.source != "given":
-        spread = quality.params_std[0] / scene.params[0]
-        if spread >= OBSERVABLE_STD or not parallax.any():
-            flags |= {"focal_unobservable"}
-        elif spread > config.max_focal_std:
-            flags |= {"focal_uncertain"}
+        flags |= focal_flags(quality.params_std[0] / scene.params[0] if parallax.any() else np.inf, config)
     said = {"no_parallax": not parallax.all(), "lost_frames": not tracked.all(), "segments": len(segments) > 1}
     flags = (flags - {"segments"}) | {word for word, holds in said.items() if holds}
     shape = (len(m.keyframes), *m.grid_shape)
@@ -212,6 +208,13 @@ def gather(
         iterations=scene.steps,
         flags=tuple(sorted(flags)),
     )
+
+
+def focal_flags(std: float, config: BaPosesConfig) -> set[str]:
+    """What is to be said of an estimated focal length with this relative standard deviation."""
+    if std >= OBSERVABLE_STD:
+        return {"focal_unobservable"}
+    return {"focal_uncertain"} if std > config.max_focal_std else set()
 
 
 def interpolate_std(poses: FramePoses, keyframes: Keyframes, quality: Quality) -> None:
