@@ -13,6 +13,9 @@ from vipe_dag.stages.mapping import Map
 
 Float = NDArray[np.float64]
 
+_PLACES = 256
+"""Keyframes of a map up to which each is a place of its own; of longer ones, neighbours share one. One pair says that two places meet:
+more of the same add to memory and to the time of a solve, not to what is known."""
 _SAMPLES = 48
 _WORDS = 64
 
@@ -66,14 +69,14 @@ def likeness(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
 def far_pairs(scene: Map, keyframes: Sequence[int], radius: int, per_keyframe: float) -> list[tuple[int, int]]:
     """Candidates (earlier, later), best first, at most per_keyframe * K: overlapping by the map, then alike by appearance.
 
-    A chosen pair suppresses its direct neighbours, so that the budget is spent on different places.
+    A chosen pair suppresses its neighbours, direct ones or those of the same places, so that the budget is spent on different places.
     """
     count = len(keyframes)
     if count <= radius + 1:
         return []
     i, j = np.triu_indices(count, radius + 1)
     by_map, by_look = overlap(scene, keyframes)[i, j], likeness(scene, keyframes)[i, j]
-    budget = max(1, int(per_keyframe * count))
+    budget, apart = max(1, int(per_keyframe * count)), max(1, count // _PLACES)
     chosen: list[tuple[int, int]] = []
     blocked = np.zeros((count, count), bool)
     for score, least, share in ((by_map, 0.3, budget), (by_look, 0.5, budget // 3)):
@@ -84,7 +87,7 @@ def far_pairs(scene: Map, keyframes: Sequence[int], radius: int, per_keyframe: f
             a, b = int(i[index]), int(j[index])
             if blocked[a, b]:
                 continue
-            blocked[max(0, a - 1) : a + 2, max(0, b - 1) : b + 2] = True
+            blocked[max(0, a - apart) : a + apart + 1, max(0, b - apart) : b + apart + 1] = True
             chosen.append((keyframes[a], keyframes[b]))
             taken += 1
     return chosen
