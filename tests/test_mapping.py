@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -296,6 +297,15 @@ def test_revisits_are_far_apart_in_time_and_within_the_budget(radius: int, budge
     assert all(b - a > radius for a, b in pairs)
     assert len(set(pairs)) == len(pairs) <= max(1, int(8 * budget)) * 4 / 3
     assert pairs
+
+
+def test_in_a_long_video_neighbouring_keyframes_share_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = exact_map(rig(keyframes=8, points=48, baseline=0.05))
+    alone = revisits.far_pairs(scene, range(8), 1, 3.0)
+    monkeypatch.setattr(revisits, "_PLACES", 2)
+    shared = revisits.far_pairs(scene, range(8), 1, 3.0)
+    assert 0 < len(shared) < len(alone)
+    assert all(max(abs(a - c), abs(b - d)) > 4 for (a, b), (c, d) in itertools.combinations(shared, 2))
 
 
 def test_frames_between_keyframes_lie_between_them() -> None:
