@@ -20,7 +20,7 @@ from vipe_dag.config import IntrinsicsConfig
 from vipe_dag.results import Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.launch import launch
-from vipe_dag.stages.mapping import FEW_POINTS, Evidence, Map, lens_priors, pixels_schedule
+from vipe_dag.stages.mapping import Evidence, Map, lens_priors, pixels_schedule
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import parallel
 from vipe_kernels.bundle import SLOTS, Intrinsic
@@ -141,7 +141,7 @@ def calibrate(
     def finish(trial: Map) -> float:
         for window in useful[1:]:
             launch(trial, window.keyframes, config.scales, thorough=False)
-        return trial.adjust(free, fixed, schedule, (prior,), most=FEW_POINTS).cost
+        return trial.adjust(free, fixed, schedule, (prior,)).cost
 
     # The window with the most parallax tells starts apart well enough to drop the worse half before all windows are adjusted together.
     begun = sorted(parallel.each(begin, config.starts), key=lambda found: found[0])

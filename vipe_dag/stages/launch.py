@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vipe_dag.stages.mapping import FEW_POINTS, Map, pixels_schedule, tensor
+from vipe_dag.stages.mapping import Map, pixels_schedule, tensor
 from vipe_kernels import cameras
 
 Float = NDArray[np.float64]
@@ -118,7 +118,7 @@ def launch(scene: Map, window: Sequence[int], scales: Sequence[float], thorough:
             scene.forget(k)
         if not hypothesis():
             continue
-        report = scene.adjust(window[1:], window[:1], pixels_schedule(scales, steps, scene.m.unit), most=FEW_POINTS)
+        report = scene.adjust(window[1:], window[:1], pixels_schedule(scales, steps, scene.m.unit))
         if report.cost < lowest:
             lowest = report.cost
             best = {k: (scene.rotation[k], scene.translation[k], scene.inverse_depth[k]) for k in window}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vipe_dag.config import BaPosesConfig
 from vipe_dag.stages.intrinsics import measure_parallax
 from vipe_dag.stages.launch import launch, rotating
-from vipe_dag.stages.mapping import FEW_POINTS, Map, intrinsic_std, lens_priors, pixels_schedule
+from vipe_dag.stages.mapping import Map, intrinsic_std, lens_priors, pixels_schedule
 from vipe_dag.stages.revisits import far_pairs, likeness
 from vipe_kernels import bundle, parallel
 from vipe_kernels.bundle import Intrinsic, Report
@@ -26,6 +26,9 @@ _CAMERA_KEYFRAMES = 8
 
 _CAMERA_STEPS = 12
 """Most steps at each scale with more of the camera free: centre, focal length and rotations move together, slowly."""
+
+_FEW_POINTS = 256
+"""Of each keyframe, that place the cameras of a whole map until the last adjustment: errors of neighbouring points are alike."""
 
 _DEPTH_STEPS = 4
 """Most steps of the depths of all points alone, before all is adjusted together for the last time."""
@@ -183,10 +186,10 @@ class Mapper:
             self.local(k, tuple(sorted(posed)), anchor=start[0])
             progress()
             if len(posed) >= next_global:
-                self.everything(sorted(posed), self.config.local_scales, 3, self.held, FEW_POINTS)
+                self.everything(sorted(posed), self.config.local_scales, 3, self.held, _FEW_POINTS)
                 next_global = 2 * len(posed)
         keyframes = tuple(sorted(posed))
-        self.everything(keyframes, self.config.global_scales, self.config.global_steps, self.intrinsics, FEW_POINTS)
+        self.everything(keyframes, self.config.global_scales, self.config.global_steps, self.intrinsics, _FEW_POINTS)
         return keyframes
 
     def next_to(self, posed: Sequence[int], waiting: set[int], step: int) -> int | None:
@@ -284,14 +287,14 @@ class Mapper:
             return free
         scales = config.global_scales[-2:]
         centre, distortion = lens_priors(scene, config.prior_centre_std, config.prior_distortion_std)
-        cost = self.everything(keyframes, scales, _CAMERA_STEPS, free, FEW_POINTS).cost
+        cost = self.everything(keyframes, scales, _CAMERA_STEPS, free, _FEW_POINTS).cost
         for more, model, gain in ((centre, scene.model, config.centre_gain), (distortion, "brown", config.distortion_gain)):
             if not more or more[0] in free:
                 continue
             before, known = scene.snapshot(), scene.model
             scene.model = model
             trial = (*free, *more)
-            found = self.everything(keyframes, scales, _CAMERA_STEPS, trial, FEW_POINTS).cost
+            found = self.everything(keyframes, scales, _CAMERA_STEPS, trial, _FEW_POINTS).cost
             std = intrinsic_std(scene, keyframes[1:], keyframes[:1], trial, scales[-1] * self.unit)[len(free) :]
             moved = [abs(float(scene.params[bundle.SLOTS[i.name][0]]) - i.prior_mean) for i in more]
             if found < cost * (1 - gain) and any(m > 3 * s for m, s in zip(moved, std, strict=True)):
@@ -338,11 +341,11 @@ class Mapper:
         if gap > config.global_scales[0]:
             halvings = int(np.ceil(np.log2(gap / config.global_scales[0])))
             wide = tuple(config.global_scales[0] * 2.0**n for n in range(halvings, 0, -1))
-            self.everything(keyframes, wide, config.global_steps, self.intrinsics, FEW_POINTS)
+            self.everything(keyframes, wide, config.global_steps, self.intrinsics, _FEW_POINTS)
             for a, b in added:
                 del scene.edges[(a, b)], scene.edges[(b, a)]
             scene.connect(both_ways(added))
-        self.everything(keyframes, config.global_scales, config.global_steps, self.intrinsics, FEW_POINTS)
+        self.everything(keyframes, config.global_scales, config.global_steps, self.intrinsics, _FEW_POINTS)
         return True
 
     def gap(self, pairs: Sequence[tuple[int, int]]) -> float:

@@ -22,8 +22,6 @@ from vipe_kernels.resection import Resection, resect
 Float = NDArray[np.float64]
 
 _CORRELATION = 4.0
-FEW_POINTS = 256
-"""Of each keyframe, that place the cameras of a whole map until the last adjustment: errors of neighbouring points are alike."""
 _ALIKE, _GROUPS = 4, 12
 """Keyframes in a row whose errors count as one, a keyframe and those that it is measured against; and the fewest such runs wanted."""
 _CELLS = 3
