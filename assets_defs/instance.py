@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from vipe_dag.store.pointer import Pointer
 
 PROCESS_TAG = "vipe_dag/process"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_STARTTIME = 19
+"""Index among the fields of /proc/PID/stat that follow the name of the program: see proc_pid_stat(5), field 22."""
 DATA_VERSION_TAG = "dagster/data_version"
 GONE = "gone"
 """In place of a fingerprint: the book had a result that the store has no longer."""
@@ -174,12 +178,20 @@ def release_slots(instance: dg.DagsterInstance) -> None:
 
 
 def _process_name(pid: int) -> str:
-    """Host, pid and start time, so that a pid that was given out again is not taken for the old process."""
-    return f"{socket.gethostname()}:{pid}:{psutil.Process(pid).create_time():.0f}"
+    """Host, pid and start, so that a pid that was given out again is not taken for the old process."""
+    return f"{socket.gethostname()}:{pid}:{_start(pid)}"
+
+
+def _start(pid: int) -> str:
+    """When a process began, by what does not move when the clock is set: on Linux which boot of the machine, and ticks since then."""
+    if not sys.platform.startswith("linux"):
+        return f"{psutil.Process(pid).create_time():.0f}"
+    after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return f"{_BOOT.read_text(encoding='utf-8').strip()}-{after_name[_STARTTIME]}"
 
 
 def _alive(name: str) -> bool:
     try:
         return _process_name(int(name.split(":")[1])) == name
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return False

@@ -52,13 +52,12 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
     return any(letter in (mode or "") for letter in "wax+") or bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
 
-def in_child(root: Path, work: Callable[[], None], die_at: int | None, before: Callable[[], None] = lambda: None) -> bool:
-    """Works in a forked process, after something that is not killed; True when it survived. What is neither fails the script."""
+def in_child(root: Path, work: Callable[[], object], die_at: int | None) -> bool:
+    """Works in a forked process; True when it survived."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            before()
             if die_at is not None:
                 die_before_change(die_at, root)
             work()
@@ -67,6 +66,11 @@ def in_child(root: Path, work: Callable[[], None], die_at: int | None, before: C
             traceback.print_exc()
         finally:
             os._exit(status)
+    return survived(child, root)
+
+
+def survived(child: int, root: Path) -> bool:
+    """Waits for the end of a child; False when it was killed. Fails the script when it ended by an error."""
     status = os.waitpid(child, 0)[1]
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     if status != 0 and not killed:

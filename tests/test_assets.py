@@ -228,6 +228,14 @@ def test_a_run_whose_process_is_gone_is_closed(instance: dg.DagsterInstance, sto
     assert [run and run.status for run in states.values()] == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the start of a process is known by the clock only")
+def test_a_run_goes_on_when_the_clock_is_set(instance: dg.DagsterInstance, store: VideoStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = build_definitions(root=store.root, config=load_config()).resolve_job_def(PIPELINE_JOB)
+    instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=process_tags())
+    monkeypatch.setattr("psutil.Process.create_time", lambda _: 0.0)
+    assert close_lost_runs(instance) == 0
+
+
 def test_the_home_is_made_without_telemetry_and_then_left_alone(tmp_path: Path) -> None:
     home = tmp_path / "deep" / "home"
     with open_instance(home) as instance:

@@ -2,7 +2,8 @@
 the undisturbed one.
 
 Runs are forked from a process that has imported everything, and all stages but the first take no time: what is left, and is hit by the
-kills, is the writing of the store and of Dagster's book.
+kills, is the writing of the store and of Dagster's book. A moment is a share of the files of a video and a little time, so that
+the kills spread over all stages on a machine of any speed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -33,7 +33,11 @@ SEED = 20
 VIDEO = "slide"
 FRAMES = 40
 """Two shards of each image array."""
-PATIENCE_SECONDS = 120.0
+LATER_SECONDS = 0.3
+"""At most, after the file that a kill waits for: until the next file, Dagster writes its book."""
+HALF = (".partial", ".tmp")
+"""How the names of files end that are still written to."""
+PATIENCE_SECONDS = 300.0
 IMPORTED = [
     "alembic.command",
     "assets_defs.launch",
@@ -87,24 +91,36 @@ def start(processes: ForkServerContext, clip: Path, root: Path) -> ForkServerPro
     return process
 
 
-def finish(processes: ForkServerContext, clip: Path, root: Path) -> float:
-    """A whole run; returns its seconds."""
-    began = time.monotonic()
+def finish(processes: ForkServerContext, clip: Path, root: Path) -> None:
+    """A whole run."""
     process = start(processes, clip, root)
     process.join(PATIENCE_SECONDS)
     assert process.exitcode == 0, root.with_suffix(".log").read_text()
-    return time.monotonic() - began
 
 
-def kill_after(seconds: float, processes: ForkServerContext, clip: Path, root: Path) -> bool:
-    """Starts a run and sends SIGKILL to it after that long; False when it was done before."""
+def kill_at(files: int, later: float, processes: ForkServerContext, clip: Path, root: Path) -> bool:
+    """Starts a run and sends SIGKILL to it that many seconds after the store has so many files; False when it was done before."""
     process = start(processes, clip, root)
-    process.join(seconds)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while written(root) < files and process.exitcode is None:
+        assert time.monotonic() < deadline, root.with_suffix(".log").read_text()
+        time.sleep(0.002)
+    process.join(later)
     killed = process.exitcode is None
     process.kill()
     process.join()
     _end_session(process)
     return killed
+
+
+def written(root: Path) -> int:
+    """How many files of the video there are. What several attempts at a result wrote counts once, so that an attempt is progress
+    from where it goes further than those before it."""
+    found = set()
+    for folder, _, names in os.walk(root / VIDEO):
+        stage, _, *within = *Path(folder).relative_to(root / VIDEO).parts, "", ""
+        found |= {(stage, *within, name) for name in names if not name.endswith(HALF)}
+    return len(found)
 
 
 def _end_session(leader: ForkServerProcess) -> None:
@@ -123,21 +139,20 @@ def load(root: Path) -> dict[str, xr.Dataset]:
 
 def test_killed_at_random_moments_the_store_opens_and_a_rerun_completes(clip: Path, tmp_path: Path, processes: ForkServerContext) -> None:
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    longest = finish(processes, clip, undisturbed)
-    expected = load(undisturbed)
+    finish(processes, clip, undisturbed)
+    expected, files = load(undisturbed), written(undisturbed)
     assert list(expected) == [stage.name for stage in STAGES]
 
     moments = random.Random(SEED)
     kills, reached = 0, set()
-    while kills < KILLS:
-        if kill_after(moments.uniform(0.02, 0.98) * longest, processes, clip, disturbed):
-            kills += 1
+    for number in range(KILLS):
+        share = (number + moments.random()) / KILLS
+        kills += kill_at(int(share * files), moments.uniform(0, LATER_SECONDS), processes, clip, disturbed)
         seen = load(disturbed)
         assert list(seen) == list(expected)[: len(seen)]
         reached.add(len(seen))
-        if len(seen) == len(STAGES):
-            shutil.rmtree(disturbed)
-    assert len(reached) > 2, "the kills hit different stages"
+    assert kills > KILLS // 2
+    assert len(reached) > 3, "the kills hit different stages"
 
     finish(processes, clip, disturbed)
     found = load(disturbed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from hashlib import blake2b
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from pydantic import BaseModel
@@ -120,7 +121,11 @@ def canonical(value: Any) -> str:
 
     Raises TypeError for anything but None, bool, int, float, str, sequences, mappings with text keys and pydantic models.
     """
-    if value is None or isinstance(value, bool | int | str):
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return encode_basestring_ascii(value)  # what json.dumps makes of it in ten times the time
+    if isinstance(value, bool | int):
         return json.dumps(value)
     if isinstance(value, float):
         return repr(float(value) + 0.0)
