@@ -6,7 +6,6 @@ import dagster as dg
 
 from assets_defs.automation import rerun_on_change
 from assets_defs.checks import check_results, check_specs
-from assets_defs.instance import process_tags
 from assets_defs.metadata import materialization_metadata
 from assets_defs.partitions import video_partitions
 from resources.listener import StageListener
@@ -19,6 +18,10 @@ CONFIG_TAG = "vipe_dag/config"
 REQUEST_TAG = "vipe_dag/request"
 """What a sensor asked for: vipe_dag.stale.request_digest of the video and the fingerprints that it wanted."""
 GROUP = "video"
+GPU_POOL = "gpu"
+"""Of steps that share an accelerator. It has no bound unless the instance sets one: `dagster instance concurrency set gpu 1`."""
+GPU_STAGES = frozenset({"ba_poses", "dense_depth"})
+"""Those most of whose time goes into kernels that have a GPU form."""
 
 DESCRIPTIONS = {
     "frames": "Decoded pixels at working resolution with exact timestamps from the container.",
@@ -43,6 +46,7 @@ def _asset(stage: Stage, config: PipelineConfig) -> dg.AssetsDefinition:
         group_name=GROUP,
         description=DESCRIPTIONS[stage.name],
         kinds={"zarr"},
+        pool=GPU_POOL if stage.name in GPU_STAGES else None,
         code_version=code_version(stage.name, config),
         automation_condition=rerun_on_change(),
         check_specs=check_specs(stage.name),
@@ -52,7 +56,6 @@ def _asset(stage: Stage, config: PipelineConfig) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster looks for the bare class
         from vipe_dag.pipeline import run_stage, wanted
 
-        context.instance.add_run_tags(context.run.run_id, process_tags())
         refuse_other_config(context.run.tags.get(CONFIG_TAG), config)
         store, video_id = video_store.open(), context.partition_key
         refuse_other_request(context.run.tags.get(REQUEST_TAG), video_id, wanted(store, video_id, config))

@@ -11,12 +11,12 @@ from assets_defs.coverage import build_coverage_checks
 from assets_defs.exports import build_exports
 from assets_defs.fleet import build_fleet
 from assets_defs.ingestion import build_ingest_sensor
+from assets_defs.instance import TaggingVideoStore
 from assets_defs.jobs import build_coverage_job, build_job
 from assets_defs.maintenance import build_schedules, maintenance, reconcile, retry_quarantined
 from assets_defs.references import build_reference_check, build_references_job, build_references_sensor
 from assets_defs.rerun import build_rerun_sensor
 from resources.listener import LogListener, StageListener
-from resources.video_store import VideoStoreResource
 from vipe_dag.config import PipelineConfig
 from vipe_dag.operations import load_operations
 from vipe_dag.placement import configuration, default_root
@@ -33,7 +33,7 @@ def build_definitions(
     """
     place = root or default_root()
     loaded = config or configuration(place)
-    store = VideoStoreResource(root=place)
+    store = TaggingVideoStore(root=place)
     job = build_job(loaded)
 
     def present() -> PipelineConfig:

@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from assets_defs.instance import process_tags
 from assets_defs.partitions import video_partitions
 from resources.video_store import VideoStoreResource
 from vipe_dag.operations import ExportSettings
@@ -26,7 +25,6 @@ def _asset(settings: ExportSettings) -> dg.AssetsDefinition:
     def keep(context: dg.AssetExecutionContext, video_store: VideoStoreResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
         from vipe_dag.export.kept import keep_exports
 
-        context.instance.add_run_tags(context.run.run_id, process_tags())
         kept = keep_exports(video_store.open(), context.partition_key, settings.formats, str(settings.folder))
         for name, notes in kept.notes.items():
             for note in notes:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from assets_defs.assets import CONFIG_TAG, REQUEST_TAG, refuse_other_config
-from assets_defs.instance import close_lost_runs, process_tags, unfinished_runs
+from assets_defs.assets import CONFIG_TAG, GPU_POOL, REQUEST_TAG, refuse_other_config
+from assets_defs.instance import close_lost_runs, unfinished_runs
 from assets_defs.rerun import APPROVED_TAG, ATTEMPT_TAG, PARTITION_TAG, PRIORITY_TAG, REDO_PRIORITY, failures, runs_of
 from assets_defs.words import counted
 from resources.video_store import VideoStoreResource
@@ -65,13 +65,13 @@ def build_shard_asset(config: PipelineConfig, shards: int, settings: Callable[[]
         group_name=GROUP,
         description="All videos of a shard, through all stages, with their catalogue: one run, resumed video by video.",
         kinds={"zarr", "parquet"},
+        pool=GPU_POOL,
         code_version=change_digest(config),
         check_specs=[dg.AssetCheckSpec(FAILED, asset=SHARD, description="Every video of the shard has its results.")],
     )
     def shard(context: dg.AssetExecutionContext, video_store: VideoStoreResource) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster looks for the bare class
         from vipe_dag.fleet.run import run_shard
 
-        context.instance.add_run_tags(context.run.run_id, process_tags())
         refuse_other_config(context.run.tags.get(CONFIG_TAG), config)
         store, chosen = video_store.open(), _shard_of(context.partition_key, shards)
         report = run_shard(

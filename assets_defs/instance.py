@@ -15,6 +15,7 @@ import psutil
 
 from assets_defs.checks import check_results
 from assets_defs.partitions import VIDEOS
+from resources.video_store import VideoStoreResource
 from vipe_dag.checks import Check
 from vipe_dag.errors import ConfigError, StoreError
 from vipe_dag.graph import STAGES
@@ -152,6 +153,14 @@ def _materialization(stage: str, video_id: str, version: str, metadata: Mapping[
 def process_tags() -> dict[str, str]:
     """Tags by which `close_lost_runs` can tell that this process is gone."""
     return {PROCESS_TAG: _process_name(os.getpid())}
+
+
+class TaggingVideoStore(VideoStoreResource):
+    """Tags the run with its process. Resources are made before a step takes its place in a pool, which it may be killed with."""
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        if context.instance is not None and context.run_id is not None and context.instance.has_run(context.run_id):
+            context.instance.add_run_tags(context.run_id, process_tags())
 
 
 def close_lost_runs(instance: dg.DagsterInstance) -> int:
