@@ -156,7 +156,7 @@ def calibrate(
     centre, radial = lens_priors(best, config.prior_centre_std, config.prior_distortion_std)
     weigh = partial(Evidence.of, best, free, fixed, (prior, *centre, *radial), config.scales[-1] * measurements.unit)
     evidence = weigh()
-    if radial and evidence.gain() > _PROMISING * config.lens_gain * lowest:
+    if radial and evidence.gain((prior, *radial)) > _PROMISING * config.lens_gain * lowest:
         choose_lens(best, free, fixed, (prior, *radial), config, lowest)
         evidence = weigh()
     std = params_std(best.params, evidence.intrinsics, evidence.std())

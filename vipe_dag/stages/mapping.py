@@ -349,10 +349,11 @@ class Evidence:
         covariance = clustered.posterior_covariance(self.hessian, self.scores, self.alike, self.variance, precision)
         return np.asarray(np.sqrt(covariance.diagonal()), np.float64)
 
-    def gain(self) -> float:
-        """Squared error that moving all of them would save, to first order (the score test; Rao 1948)."""
-        total = self.scores.sum(0)
-        return float(total @ np.linalg.lstsq(self.hessian, total)[0])
+    def gain(self, moved: Sequence[Intrinsic]) -> float:
+        """Squared error that moving these of them would save, to first order (the score test; Rao 1948)."""
+        which = [self.intrinsics.index(intrinsic) for intrinsic in moved]
+        total = self.scores.sum(0)[which]
+        return float(total @ np.linalg.lstsq(self.hessian[np.ix_(which, which)], total)[0])
 
 
 def lens_priors(scene: Map, centre: float, distortion: float) -> tuple[tuple[Intrinsic, ...], tuple[Intrinsic, ...]]:
