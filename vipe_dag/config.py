@@ -64,7 +64,26 @@ class KeyframesConfig(StageConfig):
     )
 
 
-class IntrinsicsConfig(StageConfig):
+class CameraPriors(StageConfig):
+    """What is believed of an unknown camera before it is seen, by calibration and adjustment each for itself."""
+
+    prior_focal: float = Field(
+        0.87, gt=0.1, le=10.0, description="Centre of the log-normal prior on the focal length, a share of the longer side."
+    )
+    prior_std: float = Field(0.3, gt=0.0, le=3.0, description="Standard deviation of the logarithm of the focal length under the prior.")
+    prior_centre_std: float = Field(
+        0.015,
+        ge=0.0,
+        le=0.2,
+        description="Standard deviation of the principal point about the middle of the picture, a share of the longer side; 0: it is "
+        "there. Calibration leaves it there, and counts into the standard deviation of the focal length that it may not be.",
+    )
+    prior_distortion_std: float = Field(
+        0.1, ge=0.0, le=1.0, description="Standard deviation of the radial distortion k1, k2 about zero; 0: none is sought."
+    )
+
+
+class IntrinsicsConfig(CameraPriors):
     """Self-calibration, when no calibration is given."""
 
     grid_columns: int = Field(32, ge=8, le=128, description="Corners tracked along the longer side of a keyframe.")
@@ -74,20 +93,6 @@ class IntrinsicsConfig(StageConfig):
     radius: int = Field(3, ge=1, le=8, description="Keyframes at most this far apart are measured against each other.")
     starts: tuple[FocalShare, ...] = Field(
         (0.5, 0.65, 0.85, 1.1, 1.5, 2.2), min_length=1, max_length=16, description="Starting focal lengths, as shares of the longer side."
-    )
-    prior_focal: float = Field(
-        0.87, gt=0.1, le=10.0, description="Centre of the log-normal prior on the focal length, a share of the longer side."
-    )
-    prior_std: float = Field(0.3, gt=0.0, le=3.0, description="Standard deviation of the logarithm of the focal length under the prior.")
-    prior_centre_std: float = Field(
-        0.015,
-        ge=0.0,
-        le=0.2,
-        description="Standard deviation of the principal point about the middle of the picture, a share of the longer side. It is taken to "
-        "be in the middle here, and the standard deviation of the focal length includes that it may not be.",
-    )
-    prior_distortion_std: float = Field(
-        0.1, ge=0.0, le=1.0, description="Standard deviation of the radial distortion k1, k2 about zero; 0: none is sought."
     )
     lens_gain: float = Field(
         0.1,
@@ -110,7 +115,7 @@ class IntrinsicsConfig(StageConfig):
     )
 
 
-class BaPosesConfig(StageConfig):
+class BaPosesConfig(CameraPriors):
     """Bundle adjustment and the pose of every frame."""
 
     grid_columns: int = Field(32, ge=8, le=128, description="Corners tracked along the longer side of a keyframe.")
@@ -153,22 +158,6 @@ class BaPosesConfig(StageConfig):
         le=3.0,
         description="Largest relative standard deviation of an estimated focal length that is not flagged `focal_uncertain`. Depth, and "
         "motion along the view, are wrong by as much as the focal length is.",
-    )
-    prior_focal: float = Field(
-        0.87, gt=0.1, le=10.0, description="Centre of the log-normal prior on the focal length, a share of the longer side."
-    )
-    prior_std: float = Field(0.3, gt=0.0, le=3.0, description="Standard deviation of the logarithm of the focal length under the prior.")
-    prior_centre_std: float = Field(
-        0.015,
-        ge=0.0,
-        le=0.2,
-        description="Standard deviation of the principal point about the middle of the picture, a share of the longer side; 0: fixed.",
-    )
-    prior_distortion_std: float = Field(
-        0.1,
-        ge=0.0,
-        le=1.0,
-        description="Standard deviation of the radial distortion k1, k2 under their prior of zero; 0: none is sought.",
     )
     centre_gain: float = Field(
         0.005,

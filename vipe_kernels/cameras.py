@@ -36,7 +36,7 @@ NORMALISED_LIMIT = 100.0
 NEWTON_ITERATIONS = 8
 RESIDUAL_TOLERANCE_PX = 0.01  # an inverse that reprojects farther than this from its pixel is not valid
 MIN_DETERMINANT = 1e-3  # Newton steps are shortened where the distortion is about to fold
-_TINY = 1e-18  # added to a squared radius: harmless above 1e-9, and the square root keeps a finite derivative at the centre
+TINY = 1e-18  # added to a squared radius: harmless above 1e-9, and the square root keeps a finite derivative at the centre
 
 # (distorted x, distorted y) or, with derivatives, those followed by dxd/dx, dxd/dy = dyd/dx, dyd/dy
 _Columns = tuple[Tensor, ...]
@@ -198,13 +198,13 @@ def _brown_with_derivative(x: Tensor, y: Tensor, params: Tensor) -> _Columns:
 
 def _fisheye(x: Tensor, y: Tensor, params: Tensor) -> _Columns:
     """Position of `formulas.fisheye`, without the derivative."""
-    r = (x * x + y * y + _TINY).sqrt()
+    r = (x * x + y * y + TINY).sqrt()
     scale = _fisheye_angle(torch.atan(r), params)[0] / r
     return x * scale, y * scale
 
 
 def _fisheye_with_derivative(x: Tensor, y: Tensor, params: Tensor) -> _Columns:
-    r = (x * x + y * y + _TINY).sqrt()
+    r = (x * x + y * y + TINY).sqrt()
     return formulas.fisheye(x, y, r, *_fisheye_angle(torch.atan(r), params))
 
 
@@ -237,7 +237,7 @@ def _distortion_columns(x: Tensor, y: Tensor, model: str, columns: Sequence[int]
         if 7 in columns:
             result[3] = (r2 + 2 * x * x, 2 * x * y)
     else:
-        r = (r2 + _TINY).sqrt()
+        r = (r2 + TINY).sqrt()
         theta = torch.atan(r)
         for slot in set(columns) & {4, 5, 6, 7}:
             power = theta ** (2 * slot - 5) / r
@@ -273,7 +273,7 @@ def _brown_newton_step(x: Tensor, y: Tensor, xd: Tensor, yd: Tensor, params: Ten
 
 def _undistort_fisheye(xd: Tensor, yd: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     limit = float(torch.atan(torch.tensor(NORMALISED_LIMIT)))
-    distorted = (xd * xd + yd * yd + _TINY).sqrt()
+    distorted = (xd * xd + yd * yd + TINY).sqrt()
 
     def step(theta: Tensor) -> Tensor:
         value, slope = _fisheye_angle(theta, params)

@@ -18,7 +18,7 @@ from vipe_kernels.compiled import compiled
 
 Float = NDArray[np.float64]
 
-_STEPS, _LIMIT, _LEAST = cameras.NEWTON_ITERATIONS, cameras.NORMALISED_LIMIT, cameras.MIN_DETERMINANT
+_STEPS, _LIMIT, _LEAST, _TINY = cameras.NEWTON_ITERATIONS, cameras.NORMALISED_LIMIT, cameras.MIN_DETERMINANT, cameras.TINY
 
 MODEL_CODES = {"pinhole": 0, "brown": 1, "fisheye": 2}
 INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2, "cx": 3, "cy": 4}
@@ -43,7 +43,7 @@ def _distort(x, y, params, model):
         return x, y, 1.0, 0.0, 1.0
     if model == 1:
         return _brown(x, y, params[4], params[5], params[6], params[7], params[8])
-    r = math.sqrt(x * x + y * y + 1e-18)
+    r = math.sqrt(x * x + y * y + _TINY)
     distorted, slope = _fisheye_angle(math.atan(r), params[4], params[5], params[6], params[7])
     return _fisheye(x, y, r, distorted, slope)
 
@@ -81,7 +81,7 @@ def _intrinsic_slope(code, x, y, xd, yd, fx, fy, model):
         return (1.0, 0.0) if code == 3 else (0.0, 1.0)
     r2 = x * x + y * y
     if model == 2:
-        radius = math.sqrt(r2 + 1e-18)
+        radius = math.sqrt(r2 + _TINY)
         power = math.atan(radius) ** (2 * code + 1) / radius
     else:
         power = r2**code
@@ -101,7 +101,7 @@ def _undistort(xd, yd, params, model):
             x, y = x + (c * ex - b * ey) / determinant, y + (a * ey - b * ex) / determinant
             x, y = min(max(x, -_LIMIT), _LIMIT), min(max(y, -_LIMIT), _LIMIT)
         return x, y
-    widest, distorted = math.atan(_LIMIT), math.sqrt(xd * xd + yd * yd + 1e-18)
+    widest, distorted = math.atan(_LIMIT), math.sqrt(xd * xd + yd * yd + _TINY)
     theta = min(distorted, widest)
     for _ in range(_STEPS):
         value, slope = _fisheye_angle(theta, params[4], params[5], params[6], params[7])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.inbetween import FramePoses, pose_frames
 from vipe_dag.stages.intrinsics import OBSERVABLE_STD, params_std
 from vipe_dag.stages.mapper import Mapper, Segment
-from vipe_dag.stages.mapping import Evidence, Map, lens_priors, noise
+from vipe_dag.stages.mapping import Camera, Evidence, Map, noise
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic
@@ -38,10 +37,8 @@ def free_intrinsics(scene: Map, intrinsics: Intrinsics, config: BaPosesConfig) -
     under their priors."""
     if intrinsics.source == "given":
         return ()
-    side = max(scene.m.frames.width, scene.m.frames.height)
-    _, radial = lens_priors(scene, config.prior_centre_std, config.prior_distortion_std)
-    focal = Intrinsic("focal", float(np.log(config.prior_focal * side)), config.prior_std)
-    return (focal, *(radial if scene.model != "pinhole" else ()))
+    camera = Camera.of(scene.m.frames, config)
+    return (camera.focal, *(camera.radial if scene.model != "pinhole" else ()))
 
 
 @dataclass
@@ -103,9 +100,8 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
             quality.position_std[keys] = found.position_std.numpy() * sigma
             if free and len(keys) > most:
                 most = len(keys)
-                camera = (free[0], *chain.from_iterable(lens_priors(scene, config.prior_centre_std, config.prior_distortion_std)))
-                evidence = Evidence.of(scene, segment.keyframes[1:], segment.keyframes[:1], camera, scale)
-                quality.params_std = params_std(scene.params, camera, evidence.std())
+                camera = Camera.of(scene.m.frames, config).everything()
+                quality.params_std = params_std(scene.params, camera, Evidence.of(scene, part, camera, scale).std())
     return quality
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +18,7 @@ from vipe_dag.config import IntrinsicsConfig
 from vipe_dag.results import Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.launch import launch
-from vipe_dag.stages.mapping import Evidence, Map, lens_priors, pixels_schedule
+from vipe_dag.stages.mapping import Camera, Evidence, Map, pixels_schedule
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import parallel
 from vipe_kernels.bundle import SLOTS, Intrinsic
@@ -116,15 +114,14 @@ def calibrate(
         scaled = given.scaled(frames.width, frames.height)
         return Intrinsics(scaled.camera_model, np.asarray(scaled.params, np.float64), np.zeros(9), "given", nothing, nothing, True, ())
     side = max(frames.width, frames.height)
-    prior = Intrinsic("focal", float(np.log(config.prior_focal * side)), config.prior_std)
+    camera = Camera.of(frames, config)
     params = default_params(frames.width, frames.height, config.prior_focal * side)
     measurements = Measurements(frames, config.grid_columns, config.matches)
     scene = Map(measurements, "pinhole", params)
     chosen = [] if "static" in keyframes.flags else windows_of(measurements, keyframes, config, scene, config.windows)
     useful = [w for w in chosen if w.parallax > config.min_parallax] or chosen[:1]
     if not useful:
-        camera = (prior, *chain.from_iterable(lens_priors(scene, config.prior_centre_std, config.prior_distortion_std)))
-        std = params_std(params, camera, np.array([intrinsic.prior_std for intrinsic in camera]))
+        std = params_std(params, camera.everything(), np.array([intrinsic.prior_std for intrinsic in camera.everything()]))
         return Intrinsics("pinhole", params, std, "estimated", nothing, nothing, False, ("focal_unobservable",))
     for window in useful:
         pairs = [(window.keyframes[i], window.keyframes[j]) for i, j in neighbours(len(window.keyframes), config.radius)]
@@ -141,7 +138,7 @@ def calibrate(
     def finish(trial: Map) -> float:
         for window in useful[1:]:
             launch(trial, window.keyframes, config.scales, thorough=False)
-        return trial.adjust(free, fixed, schedule, (prior,)).cost
+        return trial.adjust(free, fixed, schedule, (camera.focal,)).cost
 
     # The window with the most parallax tells starts apart well enough to drop the worse half before all windows are adjusted together.
     begun = sorted(parallel.each(begin, config.starts), key=lambda found: found[0])
@@ -152,12 +149,15 @@ def calibrate(
     focal = [float(trial.params[0]) for trial in trials]
     best = trials[int(np.argmin(cost))]
     last = pixels_schedule(config.scales[-1:], (10,), measurements.unit, tolerance=1e-5)
-    lowest = best.adjust(free, fixed, last, (prior,)).cost
-    centre, radial = lens_priors(best, config.prior_centre_std, config.prior_distortion_std)
-    weigh = partial(Evidence.of, best, free, fixed, (prior, *centre, *radial), config.scales[-1] * measurements.unit)
+    lowest = best.adjust(free, fixed, last, (camera.focal,)).cost
+
+    def weigh() -> Evidence:
+        return Evidence.of(best, best.part(free, fixed), camera.everything(), config.scales[-1] * measurements.unit)
+
     evidence = weigh()
-    if radial and evidence.gain((prior, *radial)) > _PROMISING * config.lens_gain * lowest:
-        choose_lens(best, free, fixed, (prior, *radial), config, lowest)
+    lens = (camera.focal, *camera.radial)
+    if camera.radial and evidence.gain(lens) > _PROMISING * config.lens_gain * lowest:
+        choose_lens(best, free, fixed, lens, config, lowest)
         evidence = weigh()
     std = params_std(best.params, evidence.intrinsics, evidence.std())
     observable = bool(std[0] < OBSERVABLE_STD * best.params[0])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vipe_dag.config import BaPosesConfig
 from vipe_dag.stages.intrinsics import measure_parallax
 from vipe_dag.stages.launch import launch, rotating
-from vipe_dag.stages.mapping import Map, intrinsic_std, lens_priors, pixels_schedule
+from vipe_dag.stages.mapping import Camera, Map, intrinsic_std, pixels_schedule
 from vipe_dag.stages.revisits import far_pairs, likeness
 from vipe_kernels import bundle, parallel
 from vipe_kernels.bundle import Intrinsic, Report
@@ -286,9 +286,9 @@ class Mapper:
         if not free or len(keyframes) < _CAMERA_KEYFRAMES:
             return free
         scales = config.global_scales[-2:]
-        centre, distortion = lens_priors(scene, config.prior_centre_std, config.prior_distortion_std)
+        camera = Camera.of(scene.m.frames, config)
         cost = self.everything(keyframes, scales, _CAMERA_STEPS, free, _FEW_POINTS).cost
-        for more, model, gain in ((centre, scene.model, config.centre_gain), (distortion, "brown", config.distortion_gain)):
+        for more, model, gain in ((camera.centre, scene.model, config.centre_gain), (camera.radial, "brown", config.distortion_gain)):
             if not more or more[0] in free:
                 continue
             before, known = scene.snapshot(), scene.model
@@ -309,9 +309,9 @@ class Mapper:
         what it found. Points that were left out so far are first brought to where the cameras put them."""
         moving = sorted((s.keyframes for s in segments if s.parallax), key=len, reverse=True)
         scales = self.config.global_scales
-        for keyframes, intrinsics in zip(moving, (free, *([()] * len(moving))), strict=False):
+        for place, keyframes in enumerate(moving):
             self.scene.adjust((), keyframes, pixels_schedule(scales[-2:-1], (_DEPTH_STEPS,), self.unit))
-            self.everything(keyframes, scales[-1:], _CAMERA_STEPS, intrinsics)
+            self.everything(keyframes, scales[-1:], _CAMERA_STEPS, () if place else free)
 
     def rotations_only(self, keyframes: tuple[int, ...], still: bool) -> None:
         """Pose keyframes whose camera turned but did not visibly move; still: it did not turn either."""

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from vipe_dag.config import CameraPriors
+from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.measurements import Cache, Edge, Measurements
 from vipe_kernels import bundle, cameras, clustered, parallel
 from vipe_kernels.bundle import Edges, Intrinsic, Problem, Report, Schedule, State
@@ -332,9 +334,9 @@ class Evidence:
     variance: float
 
     @classmethod
-    def of(cls, scene: Map, free: Sequence[int], fixed: Sequence[int], intrinsics: tuple[Intrinsic, ...], scale: float) -> Evidence:
-        part = scene.part(free, fixed, intrinsics)
-        problem = replace(part.problem, model="brown") if scene.model == "pinhole" else part.problem
+    def of(cls, scene: Map, part: Part, intrinsics: tuple[Intrinsic, ...], scale: float) -> Evidence:
+        model = "brown" if scene.model == "pinhole" else scene.model
+        problem = replace(part.problem, model=model, intrinsics=intrinsics)
         hessian, scores = bundle.scores(problem, part.state, scale)
         when = np.repeat(clustered.runs(len(part.keys), _ALIKE, _GROUPS), problem.uv.shape[1])
         side = max(scene.m.frames.width, scene.m.frames.height)
@@ -356,14 +358,27 @@ class Evidence:
         return float(total @ np.linalg.lstsq(self.hessian[np.ix_(which, which)], total)[0])
 
 
-def lens_priors(scene: Map, centre: float, distortion: float) -> tuple[tuple[Intrinsic, ...], tuple[Intrinsic, ...]]:
-    """The principal point and the radial distortion under priors about the middle of the picture and zero; standard deviations as a share
-    of the longer side, and of k1, k2. Either is empty where its standard deviation is 0."""
-    frames = scene.m.frames
-    spread = centre * max(frames.width, frames.height)
-    middle = tuple(Intrinsic(name, (size - 1) / 2, spread) for name, size in (("cx", frames.width), ("cy", frames.height)))
-    radial = tuple(Intrinsic(name, 0.0, distortion) for name in ("k1", "k2"))
-    return middle if centre else (), radial if distortion else ()
+@dataclass(frozen=True)
+class Camera:
+    """What may be free of an unknown camera, under its priors. Centre and radial distortion are empty where they are taken as known."""
+
+    focal: Intrinsic
+    centre: tuple[Intrinsic, ...]
+    radial: tuple[Intrinsic, ...]
+
+    @classmethod
+    def of(cls, frames: FrameSequence, priors: CameraPriors) -> Camera:
+        side = max(frames.width, frames.height)
+        middle = (("cx", (frames.width - 1) / 2), ("cy", (frames.height - 1) / 2))
+        spread, bend = priors.prior_centre_std * side, priors.prior_distortion_std
+        return cls(
+            Intrinsic("focal", float(np.log(priors.prior_focal * side)), priors.prior_std),
+            tuple(Intrinsic(name, mean, spread) for name, mean in middle) if spread else (),
+            tuple(Intrinsic(name, 0.0, bend) for name in ("k1", "k2")) if bend else (),
+        )
+
+    def everything(self) -> tuple[Intrinsic, ...]:
+        return (self.focal, *self.centre, *self.radial)
 
 
 def residual_scale(problem: Problem, state: State) -> float:

@@ -89,8 +89,8 @@ class RowCache:
                     return self._rows[row].copy()
                 pending = self._loading.get(row)
                 if pending is None:
-                    mine, new = Future[None](), range(row, end)
-                    wanted = list(itertools.takewhile(lambda r: r not in self._rows and r not in self._loading, new))
+                    mine = Future[None]()
+                    wanted = list(itertools.takewhile(lambda r: r not in self._rows and r not in self._loading, range(row, end)))
                     self._loading.update(dict.fromkeys(wanted, mine))
             if pending is None:
                 return self._load(row, wanted[-1] + 1, mine)
