@@ -141,7 +141,7 @@ def catalogue(clock: Clock, folder: Path, entries: int) -> None:
     root = folder / f"catalogue{entries}"
     store, count = VideoStore(root), max(1, 2 ** round(np.log2(entries / PER_SHARD)))
     ids, random = video_ids(entries), np.random.default_rng(0)
-    config, changed = load_config(), load_config(overrides=["ba_poses.grid_columns=24"])
+    config, changed = load_config(), load_config(overrides=["ba_poses.grid_columns=20"])
     for video_id in ids:
         (root / video_id).mkdir(parents=True)
     with clock.measured("list the store and hash the ids", entries):

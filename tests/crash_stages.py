@@ -57,8 +57,8 @@ CATALOGUE = "catalogue"
 CHANGES = {
     "frames": "frames.long_side=320",
     "keyframes": "keyframes.side=256",
-    "intrinsics": "intrinsics.grid_columns=24",
-    "ba_poses": "ba_poses.grid_columns=24",
+    "intrinsics": "intrinsics.grid_columns=20",
+    "ba_poses": "ba_poses.grid_columns=20",
     "dense_depth": "dense_depth.max_gap=20",
     "aligned_depth": "aligned_depth.smoothing_rows=21",
 }

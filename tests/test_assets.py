@@ -189,7 +189,7 @@ def test_the_code_version_changes_only_for_the_stage_whose_value_changed(tmp_pat
         graph = build_definitions(root=str(tmp_path), config=config).resolve_asset_graph()
         return {node.key.to_user_string(): node.code_version for node in graph.asset_nodes}
 
-    before, after = versions(load_config()), versions(load_config(overrides=["ba_poses.grid_columns=24"]))
+    before, after = versions(load_config()), versions(load_config(overrides=["ba_poses.grid_columns=20"]))
     assert {name for name in ALL if before[name] != after[name]} == {"ba_poses"}
 
 

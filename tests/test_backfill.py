@@ -18,7 +18,7 @@ from vipe_dag.video import SourceRecord, open_source
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
-CHANGED = "ba_poses.grid_columns=24"
+CHANGED = "ba_poses.grid_columns=20"
 
 
 @pytest.fixture

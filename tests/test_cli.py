@@ -23,7 +23,7 @@ from vipe_dag.placement import CONFIG_VARIABLE, HOME_VARIABLE, ROOT_VARIABLE
 from vipe_dag.store import VideoStore
 
 ALL = [stage.name for stage in STAGES]
-CHANGED_BA = ["--set", "ba_poses.grid_columns=24"]
+CHANGED_BA = ["--set", "ba_poses.grid_columns=20"]
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ from vipe_dag.store import VideoStore
 pytestmark = pytest.mark.usefixtures("hurried")
 
 DOCUMENTATION = Path(__file__).parents[1] / "docs" / "fleet.md"
-CHANGED = load_config(overrides=["ba_poses.grid_columns=24"])
+CHANGED = load_config(overrides=["ba_poses.grid_columns=20"])
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ class TestReconcile:
         assert self.total(store, changed) == {"videos": 5, "current": 0, "new": 1, "stale": 4, "given_up": 0}
 
     def test_what_a_catalogue_called_stale_is_current_when_it_is_wanted_again(self, copy: VideoStore) -> None:
-        assert cli.main(["fleet", "catalogue", "--store", copy.root, "--set", "ba_poses.grid_columns=24"]) == 0
+        assert cli.main(["fleet", "catalogue", "--store", copy.root, "--set", "ba_poses.grid_columns=20"]) == 0
         assert self.total(copy, CHANGED)["stale"] == 4
         assert self.total(copy) == {"videos": 5, "current": 4, "new": 1, "stale": 0, "given_up": 0}
 

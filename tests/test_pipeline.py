@@ -25,7 +25,7 @@ from vipe_dag.video import Clip, SourceRecord, open_source
 
 ALL = tuple(stage.name for stage in STAGES)
 FRAMES = 24
-CHANGED_BA = ["ba_poses.grid_columns=24"]
+CHANGED_BA = ["ba_poses.grid_columns=20"]
 
 
 @pytest.fixture(scope="module")

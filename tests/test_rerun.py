@@ -29,7 +29,7 @@ from vipe_dag.stale import change_digest
 pytestmark = pytest.mark.usefixtures("hurried")
 
 BELOW_POSES = ["ba_poses", "dense_depth", "aligned_depth"]
-CHANGED = {"ba_poses": {"grid_columns": 24}}
+CHANGED = {"ba_poses": {"grid_columns": 20}}
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_a_large_change_waits_for_approval_of_just_that_change(place: World, cli
     computed(place, clip, "a", "b")
     place.configure(**CHANGED)
     place.operate(rerun={"approval_above": 1})
-    change = change_digest(load_config(overrides=["ba_poses.grid_columns=24"]))
+    change = change_digest(load_config(overrides=["ba_poses.grid_columns=20"]))
     assert place.tick() == {}
     assert f"this change would compute 2 videos anew, more than 1: to approve it, write `approved: '{change}'`" in place.said
     place.operate(rerun={"approval_above": 1, "approved": change})

@@ -87,15 +87,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 
 def test_a_daemon_that_was_away_catches_up_going_back_is_free_and_a_change_is_computed_once(place: World) -> None:
-    first, second, third = (load_config(overrides=[f"ba_poses.grid_columns={columns}"]) for columns in (32, 24, 16))
+    first, second, third = (load_config(overrides=[f"ba_poses.grid_columns={columns}"]) for columns in (24, 20, 16))
     before = place.materializations()
     assert before == dict.fromkeys(ALL, 1)
-    place.configure(ba_poses={"grid_columns": 24})
+    place.configure(ba_poses={"grid_columns": 20})
     with daemon(place):
         wait(place, lambda: settled(place, second))
         assert place.materializations() - before == dict.fromkeys(BELOW_POSES, 1)
 
-        place.configure(ba_poses={"grid_columns": 32})
+        place.configure(ba_poses={"grid_columns": 24})
         wait(place, lambda: settled(place, first))
         time.sleep(QUIET_SECONDS)
         assert len(place.instance.get_runs()) == 1
@@ -116,7 +116,7 @@ def test_a_daemon_killed_while_a_run_holds_the_gpu_leaves_no_place_taken_and_no_
     place.instance.event_log_storage.set_concurrency_slots(GPU_POOL, 1)
     before, hold = place.materializations(), place.root.with_name("hold")
     hold.touch()
-    place.configure(ba_poses={"grid_columns": 24})
+    place.configure(ba_poses={"grid_columns": 20})
     with daemon(place):
         wait(place, lambda: len(holders(place)) == 1)
     (killed,) = holders(place)
@@ -129,7 +129,7 @@ def test_a_daemon_killed_while_a_run_holds_the_gpu_leaves_no_place_taken_and_no_
         with daemon(place):
             time.sleep(QUIET_SECONDS)
             hold.unlink()
-            wait(place, lambda: settled(place, load_config(overrides=["ba_poses.grid_columns=24"])))
+            wait(place, lambda: settled(place, load_config(overrides=["ba_poses.grid_columns=20"])))
             time.sleep(QUIET_SECONDS)
     finally:
         kill_all(alone)

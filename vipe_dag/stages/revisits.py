@@ -15,7 +15,8 @@ Float = NDArray[np.float64]
 
 _PLACES = 256
 """Keyframes of a map up to which each is a place of its own; of longer ones, neighbours share one. One pair says that two places meet:
-more of the same add to memory and to the time of a solve, not to what is known."""
+more of the same add little to what is known, but each ties two cameras that a solve then cannot eliminate by themselves, and its memory
+grows with the square of their number."""
 _SAMPLES = 48
 _WORDS = 64
 
@@ -67,7 +68,8 @@ def likeness(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
 
 
 def far_pairs(scene: Map, keyframes: Sequence[int], radius: int, per_keyframe: float) -> list[tuple[int, int]]:
-    """Candidates (earlier, later), best first, at most per_keyframe * K: overlapping by the map, then alike by appearance.
+    """Candidates (earlier, later), best first: overlapping by the map, then alike by appearance. At most `per_keyframe` times the number
+    of keyframes, or of places where there are fewer.
 
     A chosen pair suppresses its neighbours, direct ones or those of the same places, so that the budget is spent on different places.
     """
@@ -76,7 +78,7 @@ def far_pairs(scene: Map, keyframes: Sequence[int], radius: int, per_keyframe: f
         return []
     i, j = np.triu_indices(count, radius + 1)
     by_map, by_look = overlap(scene, keyframes)[i, j], likeness(scene, keyframes)[i, j]
-    budget, apart = max(1, int(per_keyframe * count)), max(1, count // _PLACES)
+    budget, apart = max(1, int(per_keyframe * min(count, _PLACES))), max(1, count // _PLACES)
     chosen: list[tuple[int, int]] = []
     blocked = np.zeros((count, count), bool)
     for score, least, share in ((by_map, 0.3, budget), (by_look, 0.5, budget // 3)):
