@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from video_files import number_on, write_pictures, write_video
 from vipe_dag.config import FramesConfig
 from vipe_dag.errors import SourceError
+from vipe_dag.results import FrameBlock
 from vipe_dag.stages import frames
 from vipe_dag.stages.frames import BLOCK_FRAMES, DecodedFrames, decode
 from vipe_dag.video import Clip, open_source
@@ -33,6 +35,22 @@ class TestDecode:
         assert {(block.index.dtype, block.time.dtype, block.rgb.dtype) for block in blocks} == {
             (np.dtype("int64"), np.dtype("float64"), np.dtype("uint8"))
         }
+
+    def test_blocks_made_ahead_are_the_same_in_the_same_order(self, video: Path) -> None:
+        source = open_source(str(video))
+        plain, ahead = list(decode(source, FramesConfig())), list(frames.ahead(decode(source, FramesConfig())))
+        assert [block.index.tolist() for block in ahead] == [block.index.tolist() for block in plain]
+        assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(plain, ahead, strict=True))
+
+    def test_an_error_ahead_comes_after_the_blocks_before_it(self) -> None:
+        def broken() -> Iterator[FrameBlock]:
+            yield FrameBlock(np.arange(1), np.zeros(1), np.zeros((1, 2, 2, 3), np.uint8))
+            raise SourceError("cut off")
+
+        blocks = frames.ahead(broken())
+        assert len(next(blocks).index) == 1
+        with pytest.raises(SourceError, match="cut off"):
+            next(blocks)
 
     def test_reduces_the_longer_side(self, video: Path) -> None:
         decoder = decode(open_source(str(video)), FramesConfig(long_side=80))

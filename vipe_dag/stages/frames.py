@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +103,16 @@ def decode(source: VideoSource, config: FramesConfig, clip: Clip | None = None) 
 def limits(config: FramesConfig) -> Limits:
     """The bounds of a configuration against hostile input."""
     return Limits(config.max_pixels, config.max_frames, config.max_seconds)
+
+
+def ahead(blocks: Iterable[FrameBlock]) -> Iterator[FrameBlock]:
+    """The same blocks in order; while one is written the next is decoded on another thread."""
+    source = iter(blocks)
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as decoding:
+        pending = decoding.submit(next, source, None)
+        while (block := pending.result()) is not None:
+            pending = decoding.submit(next, source, None)
+            yield block
 
 
 class DecodedFrames:

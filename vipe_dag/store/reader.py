@@ -76,7 +76,7 @@ class RowCache:
         return len(self._rows) * self._row_bytes
 
     def row(self, row: int) -> NDArray[Any]:
-        """A copy of one row. Raises IndexError outside 0..len-1."""
+        """A copy of one row. Raises IndexError outside 0..len-1, StoreError for damaged data."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         with self._lock:
@@ -104,7 +104,7 @@ class RowCache:
     def _load(self, start: int, end: int, done: Future[None]) -> NDArray[Any]:
         """Read rows without holding up those who ask for others, keep them, and tell who waits for one of them; a copy of the first."""
         try:
-            block = np.asarray(self._array[start:end])
+            block = self._read(start, end)
             with self._lock:
                 for offset in reversed(range(end - start)):
                     self._rows[start + offset] = block[offset].copy()
@@ -117,9 +117,16 @@ class RowCache:
                     del self._loading[row]
             done.set_result(None)
 
+    def _read(self, start: int, end: int) -> NDArray[Any]:
+        try:
+            return np.asarray(self._array[start:end])
+        except (ValueError, RuntimeError) as error:
+            rows = f"{self._array.store_path}: rows {start} to {end - 1}"
+            raise StoreError(f"{rows} cannot be read ({error}); materialize the asset again") from error
+
 
 class StoredFrames:
-    """FrameSequence over the pixels of a `frames` generation of profile jxl."""
+    """FrameSequence over the pixels of a `frames` generation of profile lossless."""
 
     def __init__(self, group: zarr.Group, cache_bytes: int = CACHE_BYTES) -> None:
         self._rgb = RowCache(stored_array(group, "rgb"), cache_bytes)

@@ -255,7 +255,7 @@ class VideoStore:
         pointer = self._resolve(video_id, asset, fingerprint)
         if self._complete(video_id, asset, pointer.generation) is None:
             raise self._lost(pointer)
-        with storage_errors(self._backend.url(self._generation_key(pointer))):
+        with storage_errors(self._backend.url(self._generation_key(pointer))), _known_codecs(pointer):
             return open_dataset(self._zarr(pointer), asset, chunks)
 
     def frames(self, video_id: str, fingerprint: str | None = None) -> FrameSequence:
@@ -375,12 +375,15 @@ class VideoStore:
 
     def _group(self, pointer: Pointer) -> zarr.Group:
         import zarr
+        from zarr.errors import UnknownCodecError
 
         import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the package runs without being installed
 
-        with storage_errors(self._backend.url(self._generation_key(pointer))):
+        with storage_errors(self._backend.url(self._generation_key(pointer))), _known_codecs(pointer):
             try:
                 return zarr.open_group(self._zarr(pointer), mode="r", zarr_format=3, use_consolidated=True)
+            except UnknownCodecError:
+                raise
             except (ValueError, FileNotFoundError) as error:
                 raise self._lost(pointer) from error
 
@@ -395,6 +398,19 @@ class VideoStore:
 
     def _no_such_video(self, video_id: str) -> StoreError:
         return StoreError(f"no video {video_id!r} in {self.root}{nearest(video_id, self.videos()) or '; the store is empty'}")
+
+
+@contextmanager
+def _known_codecs(pointer: Pointer) -> Iterator[None]:
+    """StoreError for a generation in an encoding that this version does not read."""
+    from zarr.errors import UnknownCodecError
+
+    try:
+        yield
+    except UnknownCodecError as error:
+        raise StoreError(
+            f"{pointer.video_id}, {pointer.asset}: written by another version of vipe-dag ({error}); materialize the asset again"
+        ) from error
 
 
 def open_video(root: str | Path | VideoStore, video_id: str) -> xr.DataTree:
