@@ -200,7 +200,9 @@ def _start(pid: int) -> str:
 
 
 def _alive(name: str) -> bool:
+    """A process that ended and that nobody has waited for, as in a container without an init, is still listed and is not alive."""
     try:
-        return _process_name(int(name.split(":")[1])) == name
+        pid = int(name.split(":")[1])
+        return _process_name(pid) == name and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, OSError):
         return False

@@ -3,8 +3,9 @@
     python -m benchmarks.fleet [--entries N]... [--ticks N]... [--videos N] [--folder DIR] [--json FILE]
 
 Entries of the catalogue and of Dagster's book are made up; nothing is decoded but for `--videos`, which runs as many tiny clips as one
-shard up to keyframes, kills the run half-way and runs it again. Exits 1 when a figure misses its bound. Wall time counts; time on the
-processor is given beside it, which says how much of the wall time was waiting for storage or for other work of the machine.
+shard up to keyframes, kills the run half-way and runs it again, and takes what a run adds to each video, by Dagster and in a shard.
+Exits 1 when a figure misses its bound. Wall time counts; time on the processor is given beside it, which says how much of the wall time was
+waiting for storage or for other work of the machine.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ BOUNDS: dict[tuple[str, int], float] = {
     ("first tick of rerun", 10_000): 2.0,
     ("first tick of rerun", 100_000): 15.0,
     ("load definitions", 4_096): 2.0,
+    ("six current stages by Dagster, first", 1): 2.0,
+    ("six current stages by Dagster, next", 1): 2.0,
     ("run of a shard, overhead per video", 200): 0.2,
 }
 """Seconds at most, by figure and size."""
@@ -238,19 +241,27 @@ def definitions(clock: Clock, folder: Path, shards: int) -> None:
     clock.add(Figure("load definitions", shards, *map(float, finished.output.split())))
 
 
+def tiny_clip(folder: Path) -> Path:
+    """A walk through a rendered room that all six stages manage."""
+    from vipe_dag import synthetic
+
+    return synthetic.write_mp4(synthetic.scene("room", 12, 96, 64, supersample=1), folder / "room.mp4")
+
+
 def shard_run(clock: Clock, folder: Path, videos: int) -> None:
     """One shard of tiny clips to keyframes, one of them corrupt: killed half-way, run again, and once more with nothing left to do."""
-    from vipe_dag import synthetic
     from vipe_dag.fleet import run as fleet_run
     from vipe_dag.pipeline import run_video
     from vipe_dag.video import open_source
 
     root, store = folder / "shard", VideoStore(folder / "shard")
-    clip = synthetic.write_mp4(synthetic.scene("room", 12, 96, 64, supersample=1), folder / "room.mp4")
+    clip = tiny_clip(folder)
     source = open_source(str(clip))
     for name in video_ids(videos):
         store.register(SourceRecord.of(source, video_id=name))
-    store.register(SourceRecord(video_id="broken", uri=str(folder / "gone.mp4"), digest="0" * 32))
+    corrupt = folder / "corrupt.mp4"
+    corrupt.write_bytes(clip.read_bytes()[:100])
+    store.register(SourceRecord(video_id="corrupt", uri=str(corrupt), digest=open_source(str(corrupt)).digest))
     (root / "operations.yaml").write_text("fleet: {shards: 1}\n")
     command = [sys.executable, "-m", "vipe_dag", "fleet", "run", "--store", str(root), "--until", "keyframes", "--json"]
 
@@ -265,9 +276,12 @@ def shard_run(clock: Clock, folder: Path, videos: int) -> None:
     finished = done()
     again = run(command)
     (said,) = json.loads(again.output.splitlines()[-1])["shards"]
-    print(f"killed with {finished} of {videos} done; the next run: {json.dumps(said)}; peak {again.peak_mb:.0f} MB")
+    print(f"killed with {finished} of {videos} done; the next run: {json.dumps(said)}; {again.cpu:.1f} s cpu, peak {again.peak_mb:.0f} MB")
     if (said["current"], said["computed"], said["failed"]) != (finished, videos - finished, 1):
         raise AssertionError("the counts do not add up")
+    clock.add(Figure("frames and keyframes in a shard, per video", videos, again.seconds / said["computed"], again.cpu / said["computed"]))
+    if [failure["stage"] for failure in said["failures"]] != ["frames"] or any(store.current("corrupt", stage.name) for stage in STAGES):
+        raise AssertionError("the corrupt video fails at frames, and nothing below is run")
 
     config, ids, nothing = load_config(), store.names(), Shard(0, 1)
     with clock.measured("run of a shard with nothing to do, per video", videos, share=videos):
@@ -275,14 +289,44 @@ def shard_run(clock: Clock, folder: Path, videos: int) -> None:
     with clock.measured("the same stages without a shard, per video", videos, share=20):
         for video_id in ids[-20:]:
             run_video(store, video_id, config, until="keyframes")
-    pretended(fleet_run, lambda *_, **__: None)
+    pretended(fleet_run, "run_video", lambda *_, **__: None)
     with clock.measured("run of a shard, overhead per video", videos, share=videos):
         fleet_run.run_shard(store, nothing, ids, load_config(overrides=["keyframes.side=256"]), until="keyframes")
 
 
-def pretended(module: Any, function: Callable[..., Any]) -> None:
-    """Leaves the stages out of a run, so that what is around them remains."""
-    module.run_video = function
+def one_video(clock: Clock, folder: Path, times: int = 10) -> None:
+    """A video whose six stages are current, once more by Dagster in this process: all but computing, with the pictures for the UI."""
+    import dagster as dg
+
+    from assets_defs.instance import add_videos
+    from assets_defs.launch import materialize_video
+    from resources.listener import LogListener
+    from vipe_dag import plots
+    from vipe_dag.pipeline import run_video
+    from vipe_dag.video import open_source
+
+    root, config, video_id = folder / "one", load_config(), "room"
+    store = VideoStore(root)
+    store.register(SourceRecord.of(open_source(str(tiny_clip(folder))), video_id=video_id))
+    run_video(store, video_id, config)
+    with tempfile.TemporaryDirectory(dir=folder) as home, dg.DagsterInstance.local_temp(home) as instance:
+        add_videos(instance, [video_id])
+        for name, count in (("first", 1), ("next", times), ("no pictures", times)):
+            if name == "no pictures":
+                pretended(plots, "stage_pictures", lambda *_: {})
+            with clock.measured(f"six current stages by Dagster, {name}", 1, share=count):
+                for _ in range(count):
+                    failure = materialize_video(instance, str(root), config, video_id, STAGES[-1].name, LogListener())
+                    if failure is not None:
+                        raise AssertionError(failure)
+    with clock.measured("six current stages without Dagster", 1, share=times):
+        for _ in range(times):
+            run_video(store, video_id, config)
+
+
+def pretended(module: Any, name: str, function: Callable[..., Any]) -> None:
+    """Leaves the stages or the pictures out of a run, so that what is around them remains."""
+    setattr(module, name, function)
 
 
 def main() -> int:
@@ -303,6 +347,7 @@ def main() -> int:
         for videos in arguments.ticks or ([10_000] if everything else []):
             tick(clock, folder, videos)
         if arguments.videos or everything:
+            one_video(clock, folder)
             shard_run(clock, folder, arguments.videos or 200)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(figure) for figure in clock.figures], indent=1) + "\n", encoding="utf-8")

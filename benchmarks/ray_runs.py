@@ -13,14 +13,12 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import dagster as dg
@@ -29,6 +27,8 @@ import psutil
 from assets_defs.fleet import SHARD
 from assets_defs.instance import PROCESS_TAG, open_instance, unfinished_runs
 from assets_defs.rerun import PARTITION_TAG
+from benchmarks.fleet import tiny_clip
+from benchmarks.processes import process, wait
 from vipe_dag.fleet.shards import members
 from vipe_dag.graph import STAGES
 from vipe_dag.placement import HOME_VARIABLE, ROOT_VARIABLE
@@ -37,7 +37,6 @@ from vipe_dag.video import SourceRecord, open_source
 
 EXAMPLE = Path(__file__).parents[1] / "deploy" / "dagster-ray.yaml"
 SHARDS = 2
-PATIENCE_SECONDS = 900.0
 PORTS = (
     "port",
     "dashboard-port",
@@ -52,46 +51,14 @@ SETTINGS = f"rerun: {{enabled: true, every_seconds: 2}}\nfleet: {{enabled: true,
 
 def fill(root: Path, folder: Path, videos: int) -> dict[str, list[str]]:
     """Registers one tiny clip under so many names in each shard; the names by shard."""
-    from vipe_dag import synthetic
-
     store = VideoStore(root)
-    source = open_source(str(synthetic.write_mp4(synthetic.scene("room", 12, 96, 64, supersample=1), folder / "room.mp4")))
+    source = open_source(str(tiny_clip(folder)))
     names = [f"room-{number:02d}" for number in range(100)]
     found = {shard.name: mine[:videos] for shard, mine in members(names, SHARDS).items()}
     for name in sorted(name for mine in found.values() for name in mine):
         store.register(SourceRecord.of(source, video_id=name))
     (root / "operations.yaml").write_text(SETTINGS)
     return found
-
-
-@contextmanager
-def process(command: Sequence[str], environment: dict[str, str], log: Path) -> Iterator[psutil.Process]:
-    """A program with everything that it starts, ended by SIGKILL. Raises RuntimeError when it ended by itself."""
-    with log.open("ab") as output:
-        child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
-        found = psutil.Process(child.pid)
-        try:
-            yield found
-            if child.poll() is not None:
-                raise RuntimeError(f"{command[0]} ended by itself")
-        finally:
-            family = [*found.children(recursive=True), found] if child.poll() is None else []
-            for member in family:
-                with suppress(psutil.NoSuchProcess):
-                    member.kill()
-            child.wait()
-
-
-def wait(what: str, done: Callable[[], bool], *alive: psutil.Process) -> None:
-    """Raises TimeoutError that says what did not happen, and RuntimeError when one of `alive` ended meanwhile."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not done():
-        for child in alive:
-            if not child.is_running() or child.status() == psutil.STATUS_ZOMBIE:
-                raise RuntimeError(f"a process ended, and so not: {what}")
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {PATIENCE_SECONDS:.0f} s: {what}")
-        time.sleep(0.2)
 
 
 def free_ports(count: int) -> list[int]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 import pytest
 
 import quick_stages
@@ -31,6 +34,7 @@ from vipe_dag.placement import CONFIG_VARIABLE, ROOT_VARIABLE
 from vipe_dag.store import VideoStore
 from vipe_dag.video import SourceRecord, open_source
 
+PATIENCE_SECONDS = 120.0
 ROOT = Path(__file__).parents[1]
 ALL = [stage.name for stage in STAGES]
 
@@ -226,6 +230,19 @@ def test_a_run_whose_process_is_gone_is_closed(instance: dg.DagsterInstance, sto
     assert close_lost_runs(instance) == 1
     states = {run_id: instance.get_run_by_id(run_id) for run_id in (lost.run_id, alive.run_id)}
     assert [run and run.status for run in states.values()] == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED]
+
+
+def test_a_process_that_ended_and_that_nobody_waited_for_is_gone(instance: dg.DagsterInstance, store: VideoStore) -> None:
+    job = build_definitions(root=store.root, config=load_config()).resolve_job_def(PIPELINE_JOB)
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=lambda: there.send(process_tags()))
+    process.start()
+    instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=here.recv())
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+    assert close_lost_runs(instance) == 1
+    process.join()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the start of a process is known by the clock only")
