@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 RERUN_SENSOR = "rerun"
 ATTEMPT_TAG = "vipe_dag/attempt"
 APPROVED_TAG = "vipe_dag/approved"
+STAGES_TAG = "vipe_dag/stages"
+"""The stages that a run was requested for, since the list of runs in the UI names only the job."""
 PRIORITY_TAG = "dagster/priority"
 PARTITION_TAG = "dagster/partition"
 REDO_PRIORITY = "-10"
@@ -200,6 +202,7 @@ def failures(runs: Sequence[dg.DagsterRun]) -> int:
 def _run_request(entry: Difference, config: PipelineConfig, number: int, attempt: int, approval: Mapping[str, str]) -> dg.RunRequest:
     """number: of runs before it for this state, which makes the key one that no other run has."""
     tags = {CONFIG_TAG: config_digest(config), REQUEST_TAG: entry.request, ATTEMPT_TAG: str(attempt), **approval}
+    tags[STAGES_TAG] = " ".join(entry.stale)
     return dg.RunRequest(
         run_key=f"{entry.request}:{number}",
         partition_key=entry.video_id,

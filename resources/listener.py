@@ -21,7 +21,7 @@ class StageListener(Protocol):
         """The step begins."""
 
     def progress(self, log: logging.Logger, video_id: str, stage: str, done: int, total: int | None) -> None:
-        """Rows done, of total; None when that is not known beforehand."""
+        """Steps done, of total; frames done and None when that is not known beforehand."""
 
     def finished(self, log: logging.Logger, report: StageReport) -> None:
         """The stage is at its wanted fingerprint."""
@@ -40,7 +40,7 @@ class LogListener:
         now = time.monotonic()
         if now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
-            log.info("%s %s: %d of %s frames", video_id, stage, done, "?" if total is None else total)
+            log.info("%s %s: %d%s", video_id, stage, done, " frames" if total is None else f" of {total}")
 
     def finished(self, log: logging.Logger, report: StageReport) -> None:
         log.info("%s %s: %s in %.1f s", report.video_id, report.stage, report.status, report.seconds, extra=facts(report))

@@ -12,13 +12,16 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
 
 import chromium
 from clips import write_clip
+from vipe_dag.cli.ui import Follower, built_from
 from vipe_dag.config import load_config
 from vipe_dag.graph import STAGES
 from vipe_dag.pipeline import wanted
@@ -27,7 +30,7 @@ from vipe_dag.runner import Request, run_sources
 from vipe_dag.store import VideoStore
 from vipe_dag.video import SourceRecord, open_source
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,37 @@ def test_it_listens_on_loopback_only(served: Served) -> None:
     ]
     assert listening
     assert set(listening) <= {"127.0.0.1", "::1"}
+
+
+def test_the_web_server_loads_its_definitions_anew_when_a_file_behind_them_changes(tmp_path: Path) -> None:
+    asked: list[bytes] = []
+
+    class Dagster(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(503 if len(asked) == 1 else 200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    def say(name: str, text: str) -> int:
+        """Writes a file of the store, looks twice, and returns how often Dagster was asked so far."""
+        (tmp_path / name).write_text(text)
+        follower.look()
+        follower.look()
+        return len(asked)
+
+    with HTTPServer(("127.0.0.1", 0), Dagster) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        follower = Follower(str(tmp_path), f"http://127.0.0.1:{server.server_port}", built_from(str(tmp_path)))
+        assert say("notes.txt", "nothing of ours") == 0
+        assert say("config.yaml", "ba_poses: {grid_columns: 24}") == 2, "the first was not answered"
+        assert say("config.yaml", "ba_poses: {grid_colums: 16}") == 2, "not valid"
+        assert say("config.yaml", "ba_poses: {grid_columns: 16}") == 3
+        assert say("operations.yaml", "exports: {formats: [tum], folder: /exports}") == 4
+        server.shutdown()
+    assert all(b"reloadWorkspace" in body for body in asked)
 
 
 def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:

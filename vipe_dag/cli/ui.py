@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import signal
 import socket
@@ -11,32 +12,43 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
 from rich.console import Console
 
 from vipe_dag.cli.terminal import console
-from vipe_dag.errors import ConfigError, StoreError
+from vipe_dag.errors import ConfigError, StoreError, VipeDagError
+from vipe_dag.graph import config_digest
+from vipe_dag.operations import Operations, load_operations
 from vipe_dag.placement import HOME_VARIABLE, ROOT_VARIABLE, configuration, dagster_home, is_local, local_path
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 STOP_SECONDS = 15.0
+LOOK_SECONDS = 5.0
+"""Between two looks at the files from which definitions are built."""
+RELOAD = json.dumps({"query": "mutation { reloadWorkspace { __typename } }"}).encode()
 
 
 def serve(root: str, host: str, port: int) -> int:
-    """Serves until interrupted or until Dagster ends; returns the exit code. Raises ConfigError for a bad configuration or port."""
+    """Serves until interrupted or until Dagster ends; returns the exit code. Raises ConfigError for bad configuration, settings or port."""
     from vipe_dag.runner import prepare_book
 
     screen = console(sys.stdout)
     root = str(local_path(root)) if is_local(root) else root
-    configuration(root)
+    loaded = built_from(root)
     port = free_port(host, port)
     videos = prepare_book(root)
     warn_unless_loopback(screen, host, port, "can start runs and delete results")
     group = _Group(_command(host, port), _environment(root))
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     try:
-        return _attend(group, screen, f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", root, videos)
+        screen.print(f"{root}: {videos} video{'' if videos == 1 else 's'}; starting Dagster ...")
+        if not _answers(group, url):
+            raise StoreError(f"Dagster did not answer at {url}; what it said is above")
+        screen.print(f"[bold]{url}/asset-groups[/]  (Ctrl-C to stop)")
+        return group.wait(Follower(root, url, loaded).look)
     finally:
         group.stop()
 
@@ -65,12 +77,25 @@ def _environment(root: str) -> dict[str, str]:
     return {**os.environ, **ours}
 
 
-def _attend(group: _Group, screen: Console, url: str, root: str, videos: int) -> int:
-    screen.print(f"{root}: {videos} video{'' if videos == 1 else 's'}; starting Dagster ...")
-    if not _answers(group, url):
-        raise StoreError(f"Dagster did not answer at {url}; what it said is above")
-    screen.print(f"[bold]{url}/asset-groups[/]  (Ctrl-C to stop)")
-    return group.wait()
+def built_from(root: str) -> tuple[str, Operations]:
+    """All from which the definitions of a store are built. Raises ConfigError."""
+    return config_digest(configuration(root)), load_operations(root)
+
+
+class Follower:
+    """Has the web server load the definitions anew when their files changed: it would call new results unsynced, and refuse to compute."""
+
+    def __init__(self, root: str, url: str, loaded: tuple[str, Operations]) -> None:
+        self._root, self._url, self._loaded = root, url, loaded
+
+    def look(self) -> None:
+        """A file that is not valid, which sensors say, and a server that does not answer wait for the next look."""
+        with suppress(VipeDagError, OSError):
+            present = built_from(self._root)
+            if present != self._loaded:
+                request = urllib.request.Request(f"{self._url}/graphql", RELOAD, {"Content-Type": "application/json"})
+                urllib.request.urlopen(request, timeout=START_SECONDS).close()
+                self._loaded = present
 
 
 def _answers(group: _Group, url: str) -> bool:
@@ -117,10 +142,13 @@ class _Group:
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def wait(self) -> int:
-        """Until it ends by itself (its exit code) or somebody interrupts (0)."""
+    def wait(self, meanwhile: Callable[[], None]) -> int:
+        """Until it ends by itself (its exit code) or somebody interrupts (0); calls `meanwhile` now and then."""
         try:
-            return self._process.wait()
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    return self._process.wait(LOOK_SECONDS)
+                meanwhile()
         except KeyboardInterrupt:
             return 0
 
