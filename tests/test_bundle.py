@@ -141,6 +141,13 @@ def test_many_cameras_are_solved_like_few(model: str, fixed: tuple[int, ...], mo
     found = bundle.posterior(world.problem, world.truth, 1e3)
     assert torch.allclose(found.position_std, known.position_std, rtol=1e-4)
     assert torch.allclose(found.intrinsic_std, known.intrinsic_std, rtol=1e-4)
+    assert torch.allclose(bundle.intrinsic_std(world.problem, world.truth, 1e3), known.intrinsic_std, rtol=1e-4)
+
+
+def test_the_spread_of_the_intrinsics_is_found_without_that_of_the_cameras() -> None:
+    world = rig(intrinsics=(focal(0.3), Intrinsic("cx", 159.5, 5.0))).noisy(1.0)
+    known = bundle.posterior(world.problem, world.truth, 1e3).intrinsic_std
+    assert torch.allclose(bundle.intrinsic_std(world.problem, world.truth, 1e3), known, rtol=1e-4)
 
 
 def test_cameras_that_share_nothing_take_no_memory() -> None:

@@ -185,7 +185,7 @@ def test_the_web_server_loads_its_definitions_anew_when_a_file_behind_them_chang
         Thread(target=server.serve_forever, daemon=True).start()
         follower = Follower(str(tmp_path), f"http://127.0.0.1:{server.server_port}", built_from(str(tmp_path)))
         assert say("notes.txt", "nothing of ours") == 0
-        assert say("config.yaml", "ba_poses: {grid_columns: 24}") == 2, "the first was not answered"
+        assert say("config.yaml", "ba_poses: {grid_columns: 20}") == 2, "the first was not answered"
         assert say("config.yaml", "ba_poses: {grid_colums: 16}") == 2, "not valid"
         assert say("config.yaml", "ba_poses: {grid_columns: 16}") == 3
         assert say("operations.yaml", "exports: {formats: [tum], folder: /exports}") == 4

@@ -717,6 +717,12 @@ def posterior(problem: Problem, state: State, scale: float) -> Posterior:
     return Posterior(position, variance[6 * len(free) :].sqrt(), system.c_inverse.sqrt())
 
 
+def intrinsic_std(problem: Problem, state: State, scale: float) -> Tensor:
+    """`intrinsic_std` (n,) of `posterior` alone, which costs no more than a step."""
+    reduced = _build(problem, state, scale, _Plan.of(problem)).reduced
+    return reduced.intrinsic_covariance(1e-9 * reduced.diagonal().abs() + 1e-12).diagonal().clamp_min(0).sqrt()
+
+
 def scores(problem: Problem, state: State, scale: float) -> tuple[Tensor, Tensor]:
     """What the measurements say of the free intrinsics with poses and depths eliminated and priors left out: the Hessian (n, n) for unit
     noise, and the gradient by point (K, P, n), whose sum is 0 where they settle the intrinsics by themselves."""

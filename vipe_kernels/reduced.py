@@ -121,6 +121,11 @@ class Reduced:
             factor = torch.linalg.cholesky(damped + torch.diag(1e-3 * self.diagonal().abs().mean() + 1e6 * added))
         return torch.cholesky_solve(self.gradient().unsqueeze(-1), factor).squeeze(-1)
 
+    def intrinsic_covariance(self, added: Tensor) -> Tensor:
+        """Of the intrinsics (n, n), cameras eliminated. added (6 N + n,): as of `solve`."""
+        border = self.border[:-1].reshape(-1, self.n)
+        return torch.linalg.inv(self.corner + torch.diag(added[-self.n :]) - border.T @ self.cameras_by_intrinsics(added))
+
     def cameras_by_intrinsics(self, added: Tensor) -> Tensor:
         """P^-1 B (6 N, n): minus how the cameras move with the intrinsics. added (6 N + n,): as of `solve`."""
         count = 6 * self.pattern.cameras
@@ -159,21 +164,29 @@ class Reduced:
         return (torch.cholesky_inverse(factor) if int(info) == 0 else torch.linalg.pinv(matrix, hermitian=True)).diagonal()
 
     def _variance_sparse(self, gauge: NDArray[np.float64], added: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The gauge is a Lagrange multiplier in one more row and column, so that it stays sparse."""
-        size, cameras = self.size, self.pattern.cameras
-        border = self.border[:-1].reshape(6 * cameras, self.n).cpu().numpy()
-        matrix = sparse.block_array([[self._sparse(), border], [border.T, self.corner.cpu().numpy()]]) + sparse.diags_array(added)
-        if gauge.any():
-            scale = float(np.abs(matrix.diagonal()).max())
-            matrix = sparse.block_array([[matrix, scale * gauge[:, None]], [scale * gauge[None], None]])
-        factor = _factor(matrix, pivots=0.01)
-        wanted = np.concatenate([(6 * np.arange(cameras)[:, None] + np.arange(3)).ravel(), np.arange(6 * cameras, size)])
-        variance = np.full(size, np.nan)
+        """Factorises the cameras alone, held in the coordinate that moves most along the gauge, and carries the result over to the gauge
+        asked for (S-transformation; Baarda 1973): a multiplier for the gauge would need pivots, which fill the factors."""
+        count = 6 * self.pattern.cameras
+        border, along = self.border[:-1].reshape(count, self.n).cpu().numpy(), gauge[:count]
+        poses = self._sparse() + sparse.diags_array(added[:count])
+        if along.any():
+            held = np.zeros(count)
+            held[np.abs(along).argmax()] = np.abs(poses.diagonal()).max()
+            poses = poses + sparse.diags_array(held)
+        factor = _factor(poses)
+        by_shared = factor.solve(border)
+        shared = np.linalg.inv(self.corner.cpu().numpy() + np.diag(added[count:]) - border.T @ by_shared)
+        drift = factor.solve(along) + by_shared @ (shared @ (by_shared.T @ along))
+        variance = np.full(self.size, np.nan)
+        variance[count:] = shared.diagonal()
+        wanted = (6 * np.arange(self.pattern.cameras)[:, None] + np.arange(3)).ravel()
         for first in range(0, len(wanted), _COLUMNS):
             part = wanted[first : first + _COLUMNS]
-            unit = np.zeros((matrix.shape[0], len(part)))
+            unit = np.zeros((count, len(part)))
             unit[part, np.arange(len(part))] = 1.0
             variance[part] = factor.solve(unit)[part, np.arange(len(part))]
+        variance[wanted] += ((by_shared @ shared) * by_shared).sum(1)[wanted]
+        variance[wanted] += along[wanted] * (along[wanted] * (along @ drift) - 2.0 * drift[wanted])
         return variance
 
 
@@ -185,9 +198,9 @@ def _add_at(out: Tensor, index: Tensor, rows: Tensor) -> None:
         out.index_add_(0, index, rows)
 
 
-def _factor(matrix: Any, pivots: float = 0.0) -> Any:
-    """LU of a symmetric sparse matrix that keeps to its diagonal unless an entry is `pivots` times smaller than its column."""
-    return splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=pivots, options={"SymmetricMode": True})
+def _factor(matrix: Any) -> Any:
+    """LU of a symmetric positive definite sparse matrix, which keeps to its diagonal."""
+    return splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
 
 def places(sources: Tensor, destinations: Tensor, chunks: Sequence[slice], slot: Tensor, cameras: int) -> list[Tensor]:

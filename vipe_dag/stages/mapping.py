@@ -319,7 +319,7 @@ class Map:
 def intrinsic_std(scene: Map, free: Sequence[int], fixed: Sequence[int], intrinsics: tuple[Intrinsic, ...], scale: float) -> Float:
     """Posterior standard deviation (n,) of the free intrinsics of a solved map, for the noise that its residuals show."""
     part = scene.part(free, fixed, intrinsics)
-    return bundle.posterior(part.problem, part.state, scale).intrinsic_std.numpy() * noise(part.problem, part.state)
+    return bundle.intrinsic_std(part.problem, part.state, scale).numpy() * noise(part.problem, part.state)
 
 
 @dataclass(frozen=True)
