@@ -32,7 +32,10 @@ FLAGS = (
 )
 WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
 """Three dimensions without a graphics card, instead of --disable-gpu."""
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 300.0
+AGAIN_SECONDS = 30.0
+"""After which, and then after twice as long each time, a page that does not show what is waited for is opened again: not everything on it
+follows by itself."""
 
 _T = TypeVar("_T")
 
@@ -57,6 +60,7 @@ def page(profile: Path, webgl: bool = False) -> Iterator[Page]:
     for flag in (*flags, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     chrome = webdriver.Chrome(options=options, service=Service(driver))
+    chrome.set_page_load_timeout(2 * AGAIN_SECONDS)
     try:
         yield Page(chrome)
     finally:
@@ -70,7 +74,11 @@ class Page:
         self._chrome = chrome
 
     def open(self, url: str) -> None:
-        self._chrome.get(url)
+        def opened() -> bool:
+            self._chrome.get(url)
+            return True
+
+        self._until(opened, url)
 
     @property
     def text(self) -> str:
@@ -79,6 +87,30 @@ class Page:
     def wait_for_text(self, *wanted: str) -> None:
         """Until all of them can be read on the page."""
         self._until(lambda: all(word in self.text for word in wanted) or None, f"the words {wanted} on the page")
+
+    def open_for(self, url: str, *wanted: str, without: str | None = None) -> None:
+        """Until all of them, and not the one in `without`, can be read on that page, which is opened as often as needed."""
+        due, pause = 0.0, AGAIN_SECONDS
+
+        def readable() -> bool | None:
+            nonlocal due, pause
+            if time.monotonic() >= due:
+                self.open(url)
+                due, pause = time.monotonic() + pause, 2 * pause
+            text = self.text
+            return (all(word in text for word in wanted) and (without is None or without not in text)) or None
+
+        self._until(readable, f"the words {wanted} but not {without} on {url}")
+
+    def click_for(self, xpath: str, wanted: str) -> None:
+        """Again and again until the word can be read: what a button acts on may come later than the button."""
+
+        def clicked() -> bool | None:
+            if wanted not in self.text:
+                self._chrome.find_element(By.XPATH, xpath).click()
+            return wanted in self.text or None
+
+        self._until(clicked, f"{wanted!r} after clicking {xpath}")
 
     def click(self, xpath: str) -> None:
         """As soon as the element can be clicked."""
@@ -108,6 +140,16 @@ class Page:
         """Natural widths in pixels of the pictures that came inside the page, once there are any; 0 for one that could not be decoded."""
         script = "return [...document.images].filter(i => i.src.startsWith('data:image/png') && i.complete).map(i => i.naturalWidth)"
         return self._until(lambda: [int(width) for width in self._chrome.execute_script(script)] or None, "a picture")
+
+    def wait_until_gone(self, *words: str) -> None:
+        """Until none of them can be read: what a page has asked for is dropped when it is left too early."""
+        self._until(lambda: not any(word in self.text for word in words) or None, f"{words} to go")
+
+    def wait_for_drawings(self) -> None:
+        """Until a plot that the page draws itself has something on it."""
+        script = """return [...document.querySelectorAll('canvas')].some(
+            c => c.width && c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(value => value))"""
+        self._until(lambda: self._chrome.execute_script(script) or None, "a plot")
 
     def screenshot(self, path: Path) -> Path:
         self._chrome.save_screenshot(str(path))

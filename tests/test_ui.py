@@ -1,4 +1,4 @@
-"""`vipe-dag ui` on a user's store, seen through a browser: the graph, a partition materialized by clicking, pictures, and a clean end."""
+"""`vipe-dag ui` on a user's store, seen through a browser: the graph, a video from the folder to a changed configuration, a clean end."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from threading import Thread
 
 import psutil
 import pytest
+import yaml
 
 import chromium
 from clips import write_clip
@@ -26,11 +27,13 @@ from vipe_dag.config import load_config
 from vipe_dag.graph import STAGES
 from vipe_dag.pipeline import wanted
 from vipe_dag.placement import CONFIG_VARIABLE, HOME_VARIABLE
-from vipe_dag.runner import Request, run_sources
+from vipe_dag.placement import configuration as configured
 from vipe_dag.store import VideoStore
-from vipe_dag.video import SourceRecord, open_source
 
 START_SECONDS = 300.0
+TESTS = Path(__file__).parent
+QUICK = "import quick_stages\n\nquick_stages.stand_in()\n"
+"""What each process of the server does first: the numbers are not what is looked at here."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,14 @@ class Served:
     process: subprocess.Popen[str]
     url: str
     store: VideoStore
+    videos: Path
+    """The folder that it watches."""
 
 
-def serve(root: Path) -> tuple[subprocess.Popen[str], str]:
-    """Starts it in a session of its own and waits for the address that it prints."""
+def serve(root: Path, first: Path) -> tuple[subprocess.Popen[str], str]:
+    """Starts it in a session of its own and waits for the address that it prints. first: a folder that Python looks into first."""
     environment = {name: value for name, value in os.environ.items() if name not in (HOME_VARIABLE, CONFIG_VARIABLE)}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (first, TESTS, TESTS.parent)))
     command = [sys.executable, "-m", "vipe_dag", "ui", "--store", str(root), "--port", "0"]
     log = root / "ui.log"
     with log.open("w") as output:
@@ -79,13 +85,14 @@ def end(process: subprocess.Popen[str]) -> None:
 class Server:
     """Started for the first test that needs it, and again after a test that ended it."""
 
-    def __init__(self, store: VideoStore) -> None:
-        self._store = store
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._served: Served | None = None
 
     def served(self) -> Served:
         if self._served is None or self._served.process.poll() is not None:
-            self._served = Served(*serve(Path(self._store.root)), self._store)
+            store = self._folder / "store"
+            self._served = Served(*serve(store, self._folder), VideoStore(store), self._folder / "videos")
         return self._served
 
     def end(self) -> None:
@@ -95,12 +102,14 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """On a store without videos, which takes in what appears in a folder."""
     folder = tmp_path_factory.mktemp("ui")
-    store = VideoStore(folder / "store")
-    (computed,) = run_sources(store.root, [str(write_clip(folder / "computed.mp4", 12))], Request(load_config(), "frames", "computed"))
-    assert computed.status == "computed"
-    store.register(SourceRecord.of(open_source(str(write_clip(folder / "missing.mp4", 12, seed=1))), video_id="missing"))
-    server = Server(store)
+    (folder / "sitecustomize.py").write_text(QUICK)
+    for name in ("store", "videos"):
+        (folder / name).mkdir()
+    watched = {"ingest": {"location": str(folder / "videos"), "every_seconds": 1}, "rerun": {"every_seconds": 1}}
+    (folder / "store" / "operations.yaml").write_text(yaml.safe_dump(watched))
+    server = Server(folder)
     try:
         yield server
     finally:
@@ -123,32 +132,43 @@ def test_the_graph_shows_six_assets(served: Served, page: chromium.Page) -> None
     page.wait_for_text("Global asset lineage", *(stage.name for stage in STAGES))
 
 
-def test_videos_of_the_store_are_partitions_and_what_it_has_is_materialized(served: Served, page: chromium.Page) -> None:
-    page.open(f"{served.url}/assets/frames?view=partitions")
-    page.wait_for_text("Materialized (1)", "Missing (1)", "computed", "missing")
+def test_a_video_is_added_computed_looked_at_and_redone_below_what_changed(served: Served, page: chromium.Page) -> None:
+    def partitions(stage: str, video_id: str = "") -> str:
+        return f"{served.url}/assets/{stage}?view=partitions" + (f"&partition={video_id}" if video_id else "")
 
+    page.open_for(partitions("aligned_depth"), "Missing (0)")
+    write_clip(served.videos / "slide.mp4", 12)
+    page.open_for(partitions("aligned_depth"), "Missing (1)", "slide-")
+    (video_id,) = served.store.videos()
 
-def test_a_partition_is_materialized_by_clicking(served: Served, page: chromium.Page) -> None:
-    page.open(f"{served.url}/assets/frames?view=partitions")
-    page.wait_for_text("Missing (1)")
-    page.click("//button[contains(., 'Materialize')]")
-    page.wait_for_text("Launch runs to materialize frames")
-    page.click("//button[.='Missing']")
+    page.open(f"{served.url}/asset-groups")
+    page.click("//button[contains(., 'Materialize all')]")
+    page.click_for("//button[.='Missing']", "Launch 1 run")
     page.click("//button[contains(., 'Launch 1 run')]")
-    page.wait_for_text("Materialized (2)", "Missing (0)")
-    pointer = served.store.current("missing", "frames")
-    assert pointer is not None
-    assert pointer.fingerprint == wanted(served.store, "missing", load_config())["frames"]
-    page.open(f"{served.url}/assets/frames?view=partitions&partition=missing")
-    page.wait_for_text("peak_rss_mb", "store_path", pointer.fingerprint)
+    page.wait_until_gone("Launch 1 run", "Launching")
+    page.open_for(partitions("aligned_depth"), "Materialized (1)", "Missing (0)")
 
-
-def test_pictures_inside_a_materialization_are_shown(served: Served, page: chromium.Page) -> None:
-    page.open(f"{served.url}/assets/frames?view=partitions&partition=computed")
-    page.wait_for_text("frames_strip")
+    first = wanted(served.store, video_id, load_config())
+    page.open_for(partitions("frames", video_id), "View all historical events (1)", first["frames"], "peak_rss_mb", "store_path")
     page.click("//*[text()='[Show Markdown]']")
-    widths = page.wait_for_pictures()
-    assert all(width > 0 for width in widths)
+    assert all(width > 0 for width in page.wait_for_pictures())
+    page.open_for(f"{served.url}/assets/ba_poses?view=checks", "residual\nSucceeded", "12 of 12 frames tracked")
+    page.open_for(f"{served.url}/assets/ba_poses", "residual_px")
+    page.click("//button[contains(., 'Plots')]")
+    page.wait_for_drawings()
+
+    configuration = Path(served.store.root) / "config.yaml"
+    configuration.write_text("ba_poses: {grid_columns: 20}\n")
+    second = wanted(served.store, video_id, configured(served.store.root))
+    page.open(f"{served.url}/locations/assets_defs.definitions/sensors/rerun")
+    page.click("//label[.//input[@type='checkbox']]")
+    for stage, times in {"aligned_depth": 2, "ba_poses": 2, "intrinsics": 1}.items():
+        events = f"View all historical events ({times})"
+        page.open_for(partitions(stage, video_id), events, "computed", second[stage], without="Unsynced")
+    page.open_for(f"{served.url}/runs", "vipe_dag/stages: ba_poses dense_depth aligned_depth")
+
+    configuration.unlink()
+    page.open_for(partitions("ba_poses", video_id), "View all historical events (3)", "brought back", first["ba_poses"])
 
 
 def test_it_listens_on_loopback_only(served: Served) -> None:
