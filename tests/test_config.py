@@ -81,7 +81,7 @@ class TestMistakes:
             ("frames.long_side=640.5", r"expected integer from 64 to 8192, got 640\.5"),
             ("frames.long_side=true", r"expected integer from 64 to 8192, got True"),
             ("frames.long_side=", r"expected integer from 64 to 8192, got None"),
-            ("frames.profile=loss", r"frames\.profile: expected one of 'lossless', 'reference', got 'loss'"),
+            ("frames.profile=jx", r"frames\.profile: expected one of 'jxl', 'reference', got 'jx'"),
             ("frames.profile=[", r"--set frames\.profile=\[: not valid YAML"),
         ],
     )

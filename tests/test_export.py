@@ -274,7 +274,7 @@ class TestZarr:
         out = export_video(result.store, VIDEO, "zarr", tmp_path / "room.zarr").path
         written = out.joinpath("zarr.json").read_text()
         assert json.loads(written)["consolidated_metadata"]
-        assert "htj2k" not in written
+        assert "jpegxl" not in written
         assert "pcodec" not in written
         with xr.open_datatree(out, engine="zarr", mask_and_scale=False, decode_times=False, chunks=None) as tree:
             for asset in ("frames", "ba_poses", "aligned_depth"):

@@ -49,21 +49,21 @@ def test_a_file_is_not_a_store(tmp_path: Path) -> None:
         VideoStore(tmp_path / "video.mp4")
 
 
-def test_one_changed_bit_of_a_stored_frame_is_noticed_whoever_reads_it(store: VideoStore) -> None:
+def test_a_damaged_shard_is_named_with_its_remedy_whoever_reads_it(store: VideoStore) -> None:
     write_frames(store, OLD, pixels(0))
     shard = Path(store.path(VIDEO, "frames"), "rgb/c/0/0/0/0")
     content = bytearray(shard.read_bytes())
-    content[40] ^= 1
+    content[: len(content) // 2] = bytes(len(content) // 2)
     shard.write_bytes(content)
     for read in (store.frames(VIDEO).rgb, store.rows(VIDEO, "frames", "rgb").row):
-        with pytest.raises(StoreError, match=r"rows? 0.* cannot be read .*checksum.*materialize the asset again"):
+        with pytest.raises(StoreError, match=r"rows? 0.* cannot be read .*materialize the asset again"):
             read(0)
 
 
 def test_a_generation_in_an_unknown_encoding_is_another_versions(store: VideoStore) -> None:
     write_frames(store, OLD, pixels(0))
     metadata = Path(store.path(VIDEO, "frames"), "zarr.json")
-    metadata.write_text(metadata.read_text().replace("vipe_dag.htj2k", "vipe_dag.other"))
+    metadata.write_text(metadata.read_text().replace("vipe_dag.jpegxl", "vipe_dag.other"))
     for read in (store.frames, lambda video: store.open(video, "frames"), lambda video: store.rows(video, "frames", "rgb")):
         with pytest.raises(StoreError, match=r"frames: written by another version of vipe-dag .*vipe_dag\.other.*materialize"):
             read(VIDEO)

@@ -35,9 +35,8 @@ class FramesConfig(StageConfig):
     long_side: int = Field(
         640, ge=64, le=8192, description="Longer side of the working resolution in pixels; smaller video is not enlarged."
     )
-    profile: Literal["lossless", "reference"] = Field(
-        "lossless",
-        description="`lossless` keeps the pixels in the store, exactly; `reference` keeps none and decodes the source on demand.",
+    profile: Literal["jxl", "reference"] = Field(
+        "jxl", description="`jxl` keeps lossless pixels in the store; `reference` keeps none and decodes the source on demand."
     )
     max_pixels: int = Field(2**26, ge=4096, le=2**28, description="A source with more pixels per picture is refused.")
     max_frames: int = Field(1_000_000, ge=2, le=100_000_000, description="A clip with more frames is refused.")

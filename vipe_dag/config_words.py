@@ -15,7 +15,7 @@ MAX_SHOWN = 120
 
 
 def expected(field: FieldInfo) -> str:
-    """What a field takes, in words: `integer from 64 to 8192`, `one of 'lossless', 'reference'`, `list of 1 to 4, each above 0`."""
+    """What a field takes, in words: `integer from 64 to 8192`, `one of 'jxl', 'reference'`, `list of 1 to 4, each a number above 0`."""
     return _words(field.annotation, field.metadata)
 
 

@@ -33,7 +33,7 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("frames", (), algorithm_version=2),
+    Stage("frames", (), algorithm_version=1),
     Stage("keyframes", ("frames",), algorithm_version=2),
     Stage("intrinsics", ("frames", "keyframes"), algorithm_version=5),
     Stage("ba_poses", ("frames", "keyframes", "intrinsics"), algorithm_version=5),

@@ -53,7 +53,7 @@ RESERVED_ATTRIBUTES = frozenset(("Conventions", "coordinates", "commit", "video_
 class Compression(Enum):
     """How a kind of array is encoded; `vipe_dag.codecs.zarr_codecs` has the codecs."""
 
-    IMAGE = "lossless HTJ2K, one image per frame"
+    IMAGE = "lossless JPEG XL, one image per frame"
     DEPTH = "pcodec level 8"
     MASK = "blosc zstd bitshuffle"
     SMALL = "zstd"
@@ -236,7 +236,7 @@ _FRAMES = AssetSchema(
         Attribute("container", (str,)),
         Attribute("truncated", (bool,)),
         Attribute("fps_nominal", (float,)),
-        Attribute("profile", (str,), ("lossless", "reference"), required=False),
+        Attribute("profile", (str,), ("jxl", "reference"), required=False),
         Attribute("instances", (dict,), required=False),
         _FLAGS,
     ),

@@ -81,7 +81,7 @@ def run_frames(run: StageRun) -> Outcome:
         raise SourceError(f"{run.record.video_id}: {run.record.uri} is no longer the video that was registered; run it anew to register it")
     decoder = frames.decode(source, run.config.frames, run.record.clip)
     expected = _expected_frames(source.probe(), run.record.clip)
-    writer, times, with_pixels = run.open_writer(frame=None), [], run.config.frames.profile == "lossless"
+    writer, times, with_pixels = run.open_writer(frame=None), [], run.config.frames.profile == "jxl"
     for block in frames.ahead(decoder):
         writer.append({"frame": block.index, "time": block.time, **({"rgb": block.rgb} if with_pixels else {})})
         times.append(block.time)

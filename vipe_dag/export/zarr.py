@@ -1,4 +1,4 @@
-"""One Zarr v3 group with the current generation of each asset, in codecs that every reader of Zarr has: no HTJ2K, no pcodec."""
+"""One Zarr v3 group with the current generation of each asset, in codecs that every reader of Zarr has: no JPEG XL, no pcodec."""
 
 from __future__ import annotations
 

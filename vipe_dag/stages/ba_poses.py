@@ -19,7 +19,7 @@ from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.inbetween import FramePoses, pose_frames
 from vipe_dag.stages.intrinsics import OBSERVABLE_STD, params_std
 from vipe_dag.stages.mapper import Mapper, Segment
-from vipe_dag.stages.mapping import Camera, Evidence, Map, noise
+from vipe_dag.stages.mapping import Camera, Evidence, Map, Part, noise
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic
@@ -72,24 +72,7 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
             continue
         part = scene.part(segment.keyframes[1:], segment.keyframes[:1], free if segment.parallax else (), not segment.parallax)
         problem, state, keys = part.problem, part.state, part.keys
-        distance = bundle.residuals(problem, state).numpy()
-        weight = np.where(np.isfinite(distance), problem.edges.weight.numpy(), np.float32(0))
-        np.nan_to_num(distance, copy=False)
-        source, destination = problem.edges.source.numpy(), problem.edges.destination.numpy()
-        leaving = np.searchsorted(source, np.arange(len(keys) + 1))
-        by_destination = np.argsort(destination, kind="stable")
-        arriving = np.searchsorted(destination[by_destination], np.arange(len(keys) + 1))
-        for position, k in enumerate(keys):
-            rows = slice(leaving[position], leaving[position + 1])
-            touching = np.r_[rows, by_destination[arriving[position] : arriving[position + 1]]]
-            w, d = weight[touching].astype(np.float64), distance[touching]
-            mass = w.sum()
-            quality.inliers[k] = (w * (d < _INLIER_PX * scene.m.unit)).sum() / mass if mass > 0 else 0.0
-            quality.median_px[k] = np.median(d[w > 0]) if (w > 0).any() else np.nan
-            w, d = weight[rows].astype(np.float64), distance[rows]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                residual = (w * np.minimum(d, 10 * scene.m.unit)).sum(0) / w.sum(0)
-            quality.residual_px[k, part.points[position]] = residual[: len(part.points[position])]
+        weigh_residuals(part, scene.m.unit, quality)
         if segment.parallax:
             found = bundle.posterior(problem, state, scale)
             sigma = noise(problem, state)
@@ -103,6 +86,28 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
                 camera = Camera.of(scene.m.frames, config).everything()
                 quality.params_std = params_std(scene.params, camera, Evidence.of(scene, part, camera, scale).std())
     return quality
+
+
+def weigh_residuals(part: Part, unit: float, quality: Quality) -> None:
+    """Fill in, for the keyframes of a part, the share of measurements that agree, their median distance, and the residual of each point."""
+    distance = bundle.residuals(part.problem, part.state).numpy()
+    weight = np.where(np.isfinite(distance), part.problem.edges.weight.numpy(), np.float32(0))
+    np.nan_to_num(distance, copy=False)
+    source, destination = part.problem.edges.source.numpy(), part.problem.edges.destination.numpy()
+    leaving = np.searchsorted(source, np.arange(len(part.keys) + 1))
+    by_destination = np.argsort(destination, kind="stable")
+    arriving = np.searchsorted(destination[by_destination], np.arange(len(part.keys) + 1))
+    for position, k in enumerate(part.keys):
+        rows = slice(leaving[position], leaving[position + 1])
+        touching = np.r_[rows, by_destination[arriving[position] : arriving[position + 1]]]
+        w, d = weight[touching].astype(np.float64), distance[touching]
+        mass = w.sum()
+        quality.inliers[k] = (w * (d < _INLIER_PX * unit)).sum() / mass if mass > 0 else 0.0
+        quality.median_px[k] = np.median(d[w > 0]) if (w > 0).any() else np.nan
+        w, d = weight[rows].astype(np.float64), distance[rows]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            residual = (w * np.minimum(d, 10 * unit)).sum(0) / w.sum(0)
+        quality.residual_px[k, part.points[position]] = residual[: len(part.points[position])]
 
 
 @our_threads()

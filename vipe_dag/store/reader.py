@@ -126,7 +126,7 @@ class RowCache:
 
 
 class StoredFrames:
-    """FrameSequence over the pixels of a `frames` generation of profile lossless."""
+    """FrameSequence over the pixels of a `frames` generation of profile jxl."""
 
     def __init__(self, group: zarr.Group, cache_bytes: int = CACHE_BYTES) -> None:
         self._rgb = RowCache(stored_array(group, "rgb"), cache_bytes)

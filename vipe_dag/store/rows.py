@@ -110,14 +110,14 @@ class RowReader:
 
 def _decoder(codecs: Any, where: str) -> Callable[[bytes, np.dtype[Any]], NDArray[Any]]:
     """What undoes the codecs of a row; see `vipe_dag.codecs.zarr_codecs` for those that there are."""
-    from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+    from zarr.codecs import BloscCodec, BytesCodec
     from zarr.codecs.numcodecs import PCodec
 
-    from vipe_dag.codecs import Htj2k, decode_htj2k
+    from vipe_dag.codecs import JpegXl, decode_jpegxl
 
     match codecs:
-        case [Htj2k(), Crc32cCodec()]:
-            return lambda content, dtype: decode_htj2k(_checked(content))
+        case [JpegXl()]:
+            return lambda content, dtype: decode_jpegxl(content)
         case [PCodec()]:
             from numcodecs.pcodec import PCodec as Decoder
 
@@ -130,13 +130,3 @@ def _decoder(codecs: Any, where: str) -> Callable[[bytes, np.dtype[Any]], NDArra
         case _:
             names = ", ".join(type(codec).__name__ for codec in codecs)
             raise StoreError(f"{where}: its rows are encoded by {names}, which cannot be read singly; read it through VideoStore.open")
-
-
-def _checked(content: bytes) -> bytes:
-    """What the codec `crc32c` encoded. Raises ValueError for other bytes than were written."""
-    from google_crc32c import value
-
-    data, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:]
-    if value(data) != int.from_bytes(checksum, "little"):
-        raise ValueError("its checksum is another")
-    return data
