@@ -83,11 +83,16 @@ class CameraPriors(StageConfig):
     )
 
 
-class IntrinsicsConfig(CameraPriors):
-    """Self-calibration, when no calibration is given."""
+class MeasurementsConfig(StageConfig):
+    """What is measured between keyframes, by calibration and adjustment each for itself."""
 
     grid_columns: int = Field(24, ge=8, le=128, description="Corners tracked along the longer side of a keyframe.")
     matches: int = Field(512, ge=0, le=8192, description="SIFT keypoints kept per keyframe.")
+
+
+class IntrinsicsConfig(MeasurementsConfig, CameraPriors):
+    """Self-calibration, when no calibration is given."""
+
     windows: int = Field(3, ge=1, le=16, description="Windows of keyframes, those with the most parallax, that are adjusted together.")
     window: int = Field(8, ge=2, le=32, description="Keyframes in a window.")
     radius: int = Field(3, ge=1, le=8, description="Keyframes at most this far apart are measured against each other.")
@@ -115,11 +120,9 @@ class IntrinsicsConfig(CameraPriors):
     )
 
 
-class BaPosesConfig(CameraPriors):
+class BaPosesConfig(MeasurementsConfig, CameraPriors):
     """Bundle adjustment and the pose of every frame."""
 
-    grid_columns: int = Field(24, ge=8, le=128, description="Corners tracked along the longer side of a keyframe.")
-    matches: int = Field(512, ge=0, le=8192, description="SIFT keypoints kept per keyframe.")
     radius: int = Field(3, ge=1, le=8, description="Each keyframe is measured against this many before it.")
     window: int = Field(7, ge=2, le=64, description="Keyframes that a local adjustment moves.")
     start_window: int = Field(8, ge=2, le=32, description="Keyframes of the window on which a map is started.")

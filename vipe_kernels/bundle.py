@@ -706,12 +706,11 @@ def posterior(problem: Problem, state: State, scale: float) -> Posterior:
     """
     plan = _Plan.of(problem)
     system = _build(problem, state, scale, plan)
-    free, diagonal = plan.free, system.reduced.diagonal()
-    gauge = torch.zeros_like(diagonal)
+    free, gauge = plan.free, torch.zeros_like(system.reduced.gradient())
     if len(free) == len(problem.uv) - 1:
         gauge[: 6 * len(free)].view(-1, 6)[:, :3] = state.translation[free]
     length = gauge.norm()
-    variance = system.reduced.variance(gauge / length if length > 0 else gauge, 1e-9 * diagonal.abs() + 1e-12).clamp_min(0)
+    variance = system.reduced.variance(gauge / length if length > 0 else gauge, system.reduced.barely()).clamp_min(0)
     position = torch.zeros(len(problem.uv), dtype=variance.dtype, device=variance.device)
     position[free] = variance[: 6 * len(free)].view(-1, 6)[:, :3].sum(-1).sqrt()
     return Posterior(position, variance[6 * len(free) :].sqrt(), system.c_inverse.sqrt())
@@ -720,7 +719,7 @@ def posterior(problem: Problem, state: State, scale: float) -> Posterior:
 def intrinsic_std(problem: Problem, state: State, scale: float) -> Tensor:
     """`intrinsic_std` (n,) of `posterior` alone, which costs no more than a step."""
     reduced = _build(problem, state, scale, _Plan.of(problem)).reduced
-    return reduced.intrinsic_covariance(1e-9 * reduced.diagonal().abs() + 1e-12).diagonal().clamp_min(0).sqrt()
+    return reduced.intrinsic_covariance(reduced.barely()).diagonal().clamp_min(0).sqrt()
 
 
 def scores(problem: Problem, state: State, scale: float) -> tuple[Tensor, Tensor]:
@@ -730,7 +729,7 @@ def scores(problem: Problem, state: State, scale: float) -> tuple[Tensor, Tensor
     n, plan = len(bare.intrinsics), _Plan.of(bare, 0.2)
     whole = _build(bare, state, scale, plan).reduced
     moves = state.params.new_zeros(len(bare.uv), 6, n)
-    moves[plan.free] = -whole.cameras_by_intrinsics(1e-9 * whole.diagonal().abs() + 1e-12).view(-1, 6, n)
+    moves[plan.free] = -whole.cameras_by_intrinsics(whole.barely()).view(-1, 6, n)
     hessian, gradient = moves.new_zeros(n, n), moves.new_zeros(*bare.uv.shape[:2], n)
     for chunk in plan.over(bare, state):
         rows, local, terms = chunk.keyframes, chunk.source, _terms(chunk, scale)

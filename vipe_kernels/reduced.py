@@ -102,6 +102,10 @@ class Reduced:
         poses[self.pattern.rows[own]] = self.blocks[:-1][own].diagonal(dim1=1, dim2=2)
         return torch.cat([poses.ravel(), self.corner.diagonal()])
 
+    def barely(self) -> Tensor:
+        """(6 N + n,) to add where nothing is to be damped and an inverse is wanted."""
+        return 1e-9 * self.diagonal().abs() + 1e-12
+
     def dense(self) -> Tensor:
         """The whole matrix (6 N + n, 6 N + n)."""
         cameras = self.pattern.cameras
@@ -124,7 +128,7 @@ class Reduced:
     def intrinsic_covariance(self, added: Tensor) -> Tensor:
         """Of the intrinsics (n, n), cameras eliminated. added (6 N + n,): as of `solve`."""
         border = self.border[:-1].reshape(-1, self.n)
-        return torch.linalg.inv(self.corner + torch.diag(added[-self.n :]) - border.T @ self.cameras_by_intrinsics(added))
+        return torch.linalg.inv(self.corner + torch.diag(added[6 * self.pattern.cameras :]) - border.T @ self.cameras_by_intrinsics(added))
 
     def cameras_by_intrinsics(self, added: Tensor) -> Tensor:
         """P^-1 B (6 N, n): minus how the cameras move with the intrinsics. added (6 N + n,): as of `solve`."""

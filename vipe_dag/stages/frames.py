@@ -106,7 +106,7 @@ def limits(config: FramesConfig) -> Limits:
 
 
 def ahead(blocks: Iterable[FrameBlock]) -> Iterator[FrameBlock]:
-    """The same blocks in order; while one is written the next is decoded on another thread."""
+    """The same blocks in order; while one is written the next is decoded on another thread. Like `parallel.ahead`, without torch."""
     source = iter(blocks)
     with ThreadPoolExecutor(1, thread_name_prefix="decode") as decoding:
         pending = decoding.submit(next, source, None)

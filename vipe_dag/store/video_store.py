@@ -375,15 +375,13 @@ class VideoStore:
 
     def _group(self, pointer: Pointer) -> zarr.Group:
         import zarr
-        from zarr.errors import UnknownCodecError
 
         import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the package runs without being installed
 
-        with storage_errors(self._backend.url(self._generation_key(pointer))), _known_codecs(pointer):
+        with storage_errors(self._backend.url(self._generation_key(pointer))):
             try:
-                return zarr.open_group(self._zarr(pointer), mode="r", zarr_format=3, use_consolidated=True)
-            except UnknownCodecError:
-                raise
+                with _known_codecs(pointer):
+                    return zarr.open_group(self._zarr(pointer), mode="r", zarr_format=3, use_consolidated=True)
             except (ValueError, FileNotFoundError) as error:
                 raise self._lost(pointer) from error
 
