@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import dagster as dg
 
 from assets_defs.assets import CONFIG_TAG
 from assets_defs.definitions import build_definitions
 from assets_defs.failures import StepFailure, first_failure
-from assets_defs.instance import process_tags
+from assets_defs.instance import kept_open, process_tags
 from assets_defs.jobs import PIPELINE_JOB, checks_of
 from resources.listener import StageListener
 from vipe_dag.config import PipelineConfig
@@ -29,13 +31,16 @@ def materialize_video(
     chosen = job.get_subset(
         asset_selection=frozenset(dg.AssetKey(name) for name in stages), asset_check_selection=frozenset(checks_of(stages))
     )
-    result = chosen.execute_in_process(
-        instance=instance,
-        partition_key=video_id,
-        tags={CONFIG_TAG: config_digest(config), **process_tags()},
-        run_config=QUIET if quiet else None,
-        raise_on_error=False,
-    )
+    run_id = str(uuid4())
+    with kept_open(instance, run_id):
+        result = chosen.execute_in_process(
+            instance=instance,
+            partition_key=video_id,
+            tags={CONFIG_TAG: config_digest(config), **process_tags()},
+            run_config=QUIET if quiet else None,
+            run_id=run_id,
+            raise_on_error=False,
+        )
     failure = first_failure(result.all_events)
     if failure is not None and failure.interrupted:
         raise KeyboardInterrupt

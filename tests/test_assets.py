@@ -22,7 +22,7 @@ import quick_stages
 from assets_defs.assets import CONFIG_TAG
 from assets_defs.coverage import COVERAGE
 from assets_defs.definitions import build_definitions
-from assets_defs.instance import HOME_CONFIG, PROCESS_TAG, add_videos, adopt, close_lost_runs, open_instance, process_tags
+from assets_defs.instance import HOME_CONFIG, PROCESS_TAG, add_videos, adopt, close_lost_runs, kept_open, open_instance, process_tags
 from assets_defs.jobs import PIPELINE_JOB
 from assets_defs.metadata import picture
 from assets_defs.partitions import VIDEOS
@@ -131,6 +131,16 @@ def test_checks_are_evaluated_in_the_step(first: FirstRun) -> None:
     evaluations = first.result.get_asset_check_evaluations()
     assert len(evaluations) == len(CHECKS)
     assert all(evaluation.passed for evaluation in evaluations)
+
+
+def test_the_embedded_databases_stay_open_while_a_run_goes_on(tmp_path: Path) -> None:
+    with open_instance(tmp_path) as instance:
+        logs = [Path(f"{instance.event_log_storage.path_for_shard(shard)}-wal") for shard in ("index", "a-run")]  # type: ignore[attr-defined]
+        with kept_open(instance, "a-run"):
+            add_videos(instance, ["a-video"])
+            assert all(log.exists() for log in logs)
+        assert not any(log.exists() for log in logs)
+        assert instance.get_dynamic_partitions(VIDEOS) == ["a-video"]
 
 
 def test_a_picture_too_large_for_an_event_is_left_out() -> None:

@@ -21,6 +21,8 @@ ESTIMATE, TRUTH, MUTED = "#1f6feb", "#d1662b", "#8b949e"
 UNKNOWN = 70
 """Grey of pixels without depth."""
 _DPI = 100
+_MARGINS = (64, 12, 42, 10)
+"""Of one plot with both axes named and ticks of up to six digits."""
 _TURBO = np.frombuffer(
     bytes.fromhex(
         "30123b 3f3e9c 4666dd 458cfd 2fb2f4 1ad4d0 22ebaa 52fa7a 8bff4b b7f735 dbe236 f5c53a fea130 f9751d e84b0c ce2d04 a91601 7a0403"
@@ -30,12 +32,19 @@ _TURBO = np.frombuffer(
 """Every fifteenth colour of turbo (Mikhailov, Google, 2019): what lies between is within 6 of 255."""
 
 
-def figure(width: int, height: int) -> Figure:
-    """An empty figure of that many pixels."""
+def figure(width: int, height: int, margins: tuple[int, int, int, int] | None = None) -> Figure:
+    """An empty figure of that many pixels.
+
+    margins: left, right, bottom, top of what is plotted, in pixels. Without them they are found by laying out every text, which takes as
+    long as drawing it.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, layout="constrained")
+    made = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, layout="constrained" if margins is None else None)
+    if margins is not None:
+        left, right, bottom, top = margins
+        made.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
     FigureCanvasAgg(made)
     return made
 
@@ -63,7 +72,8 @@ def trajectory(
     """
     keep = np.ones(len(cam2world), bool) if tracked is None else tracked
     parts = np.zeros(len(cam2world), np.int32) if segment is None else segment
-    drawn = figure(width, height)
+    drawn = figure(width, height, (*_MARGINS[:3], 24))
+    drawn.subplots_adjust(wspace=0.3)
     for axes, (a, b, sign) in zip(drawn.subplots(1, 2), ((0, 2, 1.0), (2, 1, -1.0)), strict=True):
         if reference is not None:
             axes.plot(reference[:, a, 3], sign * reference[:, b, 3], color=TRUTH, lw=3, alpha=0.55, label="truth")
@@ -88,7 +98,7 @@ def trajectory(
 
 def curve(x: NDArray[Any], y: NDArray[Any], x_label: str, y_label: str, marks: NDArray[Any] | None = None, width: int = 720) -> bytes:
     """PNG of one curve; `marks` are x values to point out with ticks along the bottom."""
-    drawn = figure(width, 200)
+    drawn = figure(width, 200, _MARGINS)
     axes = drawn.subplots()
     axes.plot(x, y, color=ESTIMATE, lw=1.3)
     if marks is not None and len(marks):
@@ -119,7 +129,7 @@ def histogram(values: NDArray[Any], x_label: str, width: int = 720) -> bytes:
     """PNG of how finite values are spread between their 0.5th and 99.5th percentile, as percent of them."""
     known = np.asarray(values, np.float64)
     known = known[np.isfinite(known)]
-    drawn = figure(width, 200)
+    drawn = figure(width, 200, _MARGINS)
     axes = drawn.subplots()
     if len(known):
         low, high = np.quantile(known, [0.005, 0.995])
