@@ -52,7 +52,7 @@ class _Beginning:
 
     def __init__(self, frames: FrameSequence, rows: int) -> None:
         self._frames, self.frame, self.time = frames, frames.frame[:rows], frames.time[:rows]
-        self.width, self.height, self.rgb = frames.width, frames.height, frames.rgb
+        self.width, self.height, self.rgb, self.luma = frames.width, frames.height, frames.rgb, frames.luma
 
     def __len__(self) -> int:
         return len(self.frame)

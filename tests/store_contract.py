@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from vipe_dag.errors import StoreError
+from vipe_dag.results import FrameBlock
+from vipe_dag.sequence import luma
 from vipe_dag.store import VideoStore, open_video
 from vipe_dag.video.records import SourceRecord
 
@@ -39,14 +41,22 @@ def pixels(seed: int, frames: int = 35) -> np.ndarray:
 
 
 def write_frames(
-    store: VideoStore, fingerprint: str, rgb: np.ndarray, block: int = 7, frames: int | None = None, video_id: str = VIDEO
+    store: VideoStore,
+    fingerprint: str,
+    rgb: np.ndarray,
+    block: int = 7,
+    frames: int | None = None,
+    video_id: str = VIDEO,
+    with_luma: bool = False,
 ) -> None:
     """Commits `frames` in blocks."""
     index = np.arange(len(rgb)) * 2
     with store.begin(video_id, "frames", fingerprint, run_id="run-1", sizes={"frame": frames}) as writer:
         for start in range(0, len(rgb), block):
             rows = slice(start, start + block)
-            writer.append({"rgb": rgb[rows], "frame": index[rows], "time": index[rows] / 30.0})
+            content = FrameBlock(index[rows], index[rows] / 30.0, rgb[rows])
+            luma = {"luma": content.luma} if with_luma else {}
+            writer.append({"rgb": content.rgb, "frame": content.index, "time": content.time, **luma})
         writer.attrs(FRAMES_ATTRS)
 
 
@@ -223,6 +233,22 @@ class VideoStoreContract:
             np.testing.assert_array_equal(frames.rgb(row), rgb[row])
         with pytest.raises(IndexError):
             frames.rgb(40)
+
+    @pytest.mark.parametrize("with_luma", [True, False])
+    def test_luma_is_that_of_the_colours_whether_stored_or_not(self, store: VideoStore, with_luma: bool) -> None:
+        rgb = pixels(3, 40)
+        write_frames(store, OLD, rgb, with_luma=with_luma)
+        frames = store.frames(VIDEO)
+        for row in (0, 1, 2, 39, 5, 31, 32):
+            np.testing.assert_array_equal(frames.luma(row), luma(rgb[row]))
+        assert ("luma" in store.open(VIDEO, "frames")) == with_luma
+
+    def test_single_rows_of_luma_are_what_was_written(self, store: VideoStore) -> None:
+        rgb = pixels(3, 40)
+        write_frames(store, OLD, rgb, with_luma=True)
+        reader = store.rows(VIDEO, "frames", "luma")
+        for row in (39, 0, 31, 32, 0):
+            np.testing.assert_array_equal(reader.row(row), luma(rgb[row]))
 
     def test_single_rows_are_what_the_whole_array_holds(self, store: VideoStore) -> None:
         rgb = pixels(3, 40)

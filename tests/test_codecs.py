@@ -33,6 +33,7 @@ def test_flat_pictures_are_lossless(value: int) -> None:
     ("compression", "data"),
     [
         (Compression.IMAGE, np.random.default_rng(0).integers(0, 256, (40, 6, 5, 3), np.uint8)),
+        (Compression.LUMA, np.random.default_rng(0).integers(0, 256, (40, 6, 5), np.uint8)),
         (Compression.DEPTH, np.random.default_rng(0).normal(size=(40, 6, 5)).astype(np.float16)),
         (Compression.DEPTH, np.array([np.nan, np.inf, -np.inf, -0.0, 6e-8, 65504], np.float16).reshape(1, 2, 3)),
         (Compression.MASK, np.random.default_rng(0).integers(0, 2, (40, 6, 5)).astype(bool)),

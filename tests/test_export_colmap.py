@@ -16,6 +16,7 @@ from vipe_dag.export import export_video
 from vipe_dag.export.colmap import camera_of
 from vipe_dag.export.estimate import estimate_of
 from vipe_dag.export.tracks import Tracks, tracks_of
+from vipe_dag.sequence import luma
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,9 @@ class TestTracks:
         class Noise:
             def rgb(self, row: int) -> np.ndarray:
                 return np.random.default_rng(row).integers(0, 255, (90, 160, 3), np.uint8)
+
+            def luma(self, row: int) -> np.ndarray:
+                return luma(self.rgb(row))
 
         found = tracks_of(estimate.poses, estimate.working, Noise(), 0)  # type: ignore[arg-type]
         assert len(found.point) < 0.05 * len(tracks.point)

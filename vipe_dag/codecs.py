@@ -80,9 +80,13 @@ def decode_jpegxl(data: bytes) -> NDArray[np.uint8]:
 
 
 def zarr_codecs(compression: Compression) -> dict[str, Any]:
-    """The `serializer` and `compressors` arguments of zarr's create_array for a kind of variable."""
+    """The codec arguments of zarr's create_array for a kind of variable."""
     if compression is Compression.IMAGE:
         return {"serializer": JpegXl(), "compressors": None}
+    if compression is Compression.LUMA:
+        from zarr.codecs.numcodecs import Delta
+
+        return {"filters": Delta(dtype="u1"), "compressors": ZstdCodec(level=1)}
     if compression is Compression.DEPTH:
         from zarr.codecs.numcodecs import PCodec
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vipe_dag.sequence import luma
+
 PARAM_NAMES = ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3")
 """One camera vector everywhere, float64. For `fisheye` the slots k1 k2 p1 p2 hold Kannala-Brandt k1..k4."""
 
@@ -18,6 +20,11 @@ class FrameBlock:
     index: NDArray[np.int64]
     time: NDArray[np.float64]
     rgb: NDArray[np.uint8]
+
+    @property
+    def luma(self) -> NDArray[np.uint8]:
+        """(n, H, W) luma of rgb."""
+        return np.stack([luma(rgb) for rgb in self.rgb])
 
 
 @dataclass(frozen=True)

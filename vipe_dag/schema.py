@@ -54,6 +54,7 @@ class Compression(Enum):
     """How a kind of array is encoded; `vipe_dag.codecs.zarr_codecs` has the codecs."""
 
     IMAGE = "lossless JPEG XL, one image per frame"
+    LUMA = "differences along rows, zstd"
     DEPTH = "pcodec level 8"
     MASK = "blosc zstd bitshuffle"
     SMALL = "zstd"
@@ -216,6 +217,15 @@ _FRAMES = AssetSchema(
             Compression.IMAGE,
             absent_when=("profile", "reference"),
             extra={"color_space": "sRGB, full range"},
+        ),
+        Variable(
+            "luma",
+            ("frame", "y", "x"),
+            "uint8",
+            "brightness of rgb (ITU-R BT.601)",
+            "1",
+            Compression.LUMA,
+            required=False,
         ),
         Variable(
             "instance",

@@ -33,6 +33,16 @@ class FrameSequence(Protocol):
     def rgb(self, row: int) -> NDArray[np.uint8]:
         """(H, W, 3) colours of one row. Several threads may ask at a time."""
 
+    def luma(self, row: int) -> NDArray[np.uint8]:
+        """(H, W) `luma` of the colours of one row, which may be much cheaper to read. Several threads may ask at a time."""
+
+
+def luma(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W) brightness of (H, W, 3) colours: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), rounded."""
+    import cv2
+
+    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), np.uint8)
+
 
 class DepthSequence(Protocol):
     """Dense depth of one video, row by row, aligned with a FrameSequence."""
@@ -67,6 +77,9 @@ class ArrayFrames:
 
     def rgb(self, row: int) -> NDArray[np.uint8]:
         return self.rgb_array[row]
+
+    def luma(self, row: int) -> NDArray[np.uint8]:
+        return luma(self.rgb(row))
 
 
 @dataclass(frozen=True)

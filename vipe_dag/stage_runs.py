@@ -83,7 +83,7 @@ def run_frames(run: StageRun) -> Outcome:
     expected = _expected_frames(source.probe(), run.record.clip)
     writer, times, with_pixels = run.open_writer(frame=None), [], run.config.frames.profile == "jxl"
     for block in frames.ahead(decoder):
-        writer.append({"frame": block.index, "time": block.time, **({"rgb": block.rgb} if with_pixels else {})})
+        writer.append({"frame": block.index, "time": block.time, **({"rgb": block.rgb, "luma": block.luma} if with_pixels else {})})
         times.append(block.time)
         run.tick(sum(map(len, times)), expected)
     time, info = np.concatenate(times), decoder.info

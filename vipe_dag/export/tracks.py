@@ -71,7 +71,6 @@ class _View:
 
     @classmethod
     def of(cls, poses: BaPoses, camera: Calibration, frames: FrameSequence, k: int) -> _View:
-        import cv2
         import torch
         from scipy.spatial import cKDTree
 
@@ -86,8 +85,7 @@ class _View:
         pose = poses.cam2world[row]
         xyz = (ray.numpy()[keep] / inverse_depth[:, None]) @ pose[:3, :3].T + pose[:3, 3]
         spacing = float(np.sqrt(camera.width * camera.height / poses.valid[k].size))
-        grey = cv2.cvtColor(frames.rgb(row), cv2.COLOR_RGB2GRAY)
-        return cls(row, pose, uv, xyz, cKDTree(uv) if len(uv) else None, inverse_depth, spacing, np.asarray(grey, np.uint8))
+        return cls(row, pose, uv, xyz, cKDTree(uv) if len(uv) else None, inverse_depth, spacing, frames.luma(row))
 
     def project(self, xyz: Float, camera: Calibration) -> tuple[Float, Float, NDArray[np.bool_]]:
         """Pixels (P, 2), depth (P,) and whether the point is in the picture (P,)."""

@@ -89,7 +89,7 @@ class Target:
         with self.store.begin(self.video_id, "frames", self.fingerprint) as w:
             for block in decoder:
                 objects = {"instance": np.stack([instances.of(row) for row in block.index.tolist()])} if instances else {}
-                w.append({"rgb": block.rgb, "frame": block.index, "time": block.time, **objects})
+                w.append({"rgb": block.rgb, "luma": block.luma, "frame": block.index, "time": block.time, **objects})
                 count += len(block.index)
             facts = decoder.info
             names = ("width", "height", "source_width", "source_height", "rotation", "source_uri", "source_digest", "codec", "container")

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +14,6 @@ from vipe_dag.results import AlignedBlock, BaPoses
 from vipe_dag.sequence import DepthSequence, FrameSequence
 from vipe_dag.stages.dense_depth import BLOCK, CONFIDENCE_HALF, confidence_of, relative_std_of
 from vipe_dag.stages.sparse_depth import SparseDepth
-from vipe_kernels.parallel import single_threaded_opencv
 from vipe_kernels.robust_fit import AffineFit, agreeing_mean, fit_affine
 from vipe_kernels.warp import forward_splat, pixel_rays, reproject
 
@@ -152,8 +150,7 @@ class _Fusion:
         aligned = scale * row.inverse_depth + np.float32(shift)
         with np.errstate(invalid="ignore", divide="ignore"):
             log = np.where(aligned > 0, np.log(aligned), np.nan).astype(np.float32)
-        with single_threaded_opencv():
-            gray = cv2.cvtColor(self._frames.rgb(row.row), cv2.COLOR_RGB2GRAY).astype(np.float32)
+        gray = self._frames.luma(row.row).astype(np.float32)
         weight = np.where(np.isfinite(log), 1 / (1 + (row.std / CONFIDENCE_HALF) ** 2), 0).astype(np.float32)
         return _Fused(log, weight, row.std, row.measured.astype(np.float32), gray)
 

@@ -206,7 +206,7 @@ class _Rows:
 
     def _compute_view(self, row: int) -> _View:
         with single_threaded_opencv():
-            gray = cv2.resize(cv2.cvtColor(self._frames.rgb(row), cv2.COLOR_RGB2GRAY), self._camera.size, interpolation=cv2.INTER_AREA)
+            gray = cv2.resize(self._frames.luma(row), self._camera.size, interpolation=cv2.INTER_AREA)
             expected = cv2.resize(self._surface(row), self._camera.size, interpolation=cv2.INTER_LINEAR)
         return _View(gray, expected, self._poses.cam2world[row])
 

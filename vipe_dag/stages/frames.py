@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vipe_dag.config import FramesConfig
 from vipe_dag.results import FrameBlock
+from vipe_dag.sequence import luma
 from vipe_dag.video import Clip, Limits, SourceFrame, VideoSource
 from vipe_dag.video.picture import working_size
 
@@ -144,6 +145,10 @@ class DecodedFrames:
             if len(self._cache) > CACHED_FRAMES:
                 self._cache.popitem(last=False)
             return self._cache[row]
+
+    def luma(self, row: int) -> NDArray[np.uint8]:
+        """(H, W) luma of one row. Raises as `rgb` does."""
+        return luma(self.rgb(row))
 
     def close(self) -> None:
         """Close the source; later rows that are not cached open it again."""

@@ -143,7 +143,7 @@ def pose_frames(
 
     def read(stretch: tuple[int, int, list[int]]) -> tuple[int, int, list[int]]:
         for row in stretch[2][:_BATCH]:
-            scene.m.gray(row)
+            scene.m.luma(row)
         return stretch
 
     for a, b, rows in parallel.ahead(read, stretches):

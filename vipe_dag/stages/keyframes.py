@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from vipe_dag.config import KeyframesConfig
 from vipe_dag.results import Keyframes
 from vipe_dag.sequence import FrameSequence
-from vipe_dag.stages.measurements import gray
 from vipe_kernels import parallel, tracking
 from vipe_kernels.parallel import our_threads
 
@@ -45,7 +44,7 @@ def _all_shrunk(frames: FrameSequence, side: int) -> Iterator[_Small]:
     """All frames in order; a block of them is made ready by other threads while the one before is in use."""
 
     def block(start: int) -> list[_Small]:
-        return [_shrink(gray(frames, row), side) for row in range(start, min(start + _BLOCK, len(frames)))]
+        return [_shrink(frames.luma(row), side) for row in range(start, min(start + _BLOCK, len(frames)))]
 
     for ready in parallel.ahead(block, range(0, len(frames), _BLOCK)):
         yield from ready
@@ -84,7 +83,7 @@ def _same_place(frames: FrameSequence, rows: list[tuple[int, int]]) -> bool:
     """Whether any pair of rows shows the same rigid place: enough SIFT matches that agree on one epipolar geometry."""
     unit = tracking.pixel_unit(frames.width, frames.height)
     for first, second in rows:
-        a, b = (tracking.detect(gray(frames, row), 1000) for row in (first, second))
+        a, b = (tracking.detect(frames.luma(row), 1000) for row in (first, second))
         pairs = tracking.match(a, b)
         if len(pairs) >= _CUT_MATCHES and tracking.verify(a.uv[pairs[:, 0]], b.uv[pairs[:, 1]], 2.0 * unit).sum() >= _CUT_MATCHES:
             return True

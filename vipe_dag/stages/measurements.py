@@ -30,15 +30,10 @@ _FLOW_SIGMA = 0.5
 """Forward-backward error, in units of a 640-pixel picture, at which a followed point loses most of its weight."""
 _TOGETHER = 16
 """Keyframes whose features are found before the next progress is told."""
-_GRAY_ROWS, _GRAY_BYTES = 128, 48 * 2**20
+_LUMA_ROWS, _LUMA_BYTES = 128, 48 * 2**20
 """Of luma that are kept: a row is asked for again whenever its keyframe is measured against another, and decoding it is dear."""
 _MATCH_WEIGHT = 0.25
 """A SIFT keypoint is located about half as well as a refined corner: a quarter of the weight."""
-
-
-def gray(frames: FrameSequence, row: int) -> NDArray[np.uint8]:
-    """(H, W) luma of one row."""
-    return np.asarray(cv2.cvtColor(frames.rgb(row), cv2.COLOR_RGB2GRAY), np.uint8)
 
 
 class Cache:
@@ -102,7 +97,7 @@ class Measurements:
         self.unit = tracking.pixel_unit(frames.width, frames.height)
         self.keyframes: list[KeyframePoints] = []
         self.grid_shape = (0, 0)
-        self._gray = Cache(max(2 * cache, min(_GRAY_ROWS, _GRAY_BYTES // (frames.width * frames.height))))
+        self._luma = Cache(max(2 * cache, min(_LUMA_ROWS, _LUMA_BYTES // (frames.width * frames.height))))
         self._tracker = Cache(cache)
         self._flow = Cache(2 * cache)
         self._matches: dict[tuple[int, int], NDArray[np.int16]] = {}
@@ -118,7 +113,7 @@ class Measurements:
         return list(range(first, len(self.keyframes)))
 
     def _points(self, row: int) -> KeyframePoints:
-        image = self.gray(row)
+        image = self.luma(row)
         uv, sigma = tracking.grid_corners(image, self.grid_columns)
         self.grid_shape = (uv.shape[0], uv.shape[1])
         features = tracking.detect(image, self.match_count)
@@ -131,18 +126,18 @@ class Measurements:
     def grid_count(self) -> int:
         return self.grid_shape[0] * self.grid_shape[1]
 
-    def gray(self, row: int) -> NDArray[np.uint8]:
-        return self._gray.get(row, lambda: gray(self.frames, row))
+    def luma(self, row: int) -> NDArray[np.uint8]:
+        return self._luma.get(row, lambda: self.frames.luma(row))
 
     def tracker(self, row: int) -> Pyramid:
-        return self._tracker.get(row, lambda: tracking.prepared(self.gray(row)))
+        return self._tracker.get(row, lambda: tracking.prepared(self.luma(row)))
 
     def dense(self, source_row: int, destination_row: int) -> Array:
         """Coarse dense flow between two rows at half resolution: (H // 2, W // 2, 2), in half-resolution pixels."""
 
         def make() -> Array:
             size = (self.frames.width // 2, self.frames.height // 2)
-            a, b = (cv2.resize(self.gray(row), size, interpolation=cv2.INTER_AREA) for row in (source_row, destination_row))
+            a, b = (cv2.resize(self.luma(row), size, interpolation=cv2.INTER_AREA) for row in (source_row, destination_row))
             return tracking.dense_seed(np.asarray(a, np.uint8), np.asarray(b, np.uint8))
 
         return self._flow.get((source_row, destination_row), make)

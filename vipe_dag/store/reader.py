@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the package runs without being installed
 from vipe_dag.errors import SourceError, StoreError
 from vipe_dag.schema import COORDINATES, SHARD_FRAMES, asset_schema
-from vipe_dag.sequence import FrameSequence
+from vipe_dag.sequence import FrameSequence, luma
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from vipe_dag.store.rows import OpenedGeneration
 
 CACHE_BYTES = 64 * 2**20
 """Default bound of the decoded rows that one sequence keeps."""
@@ -126,10 +128,12 @@ class RowCache:
 
 
 class StoredFrames:
-    """FrameSequence over the pixels of a `frames` generation of profile jxl."""
+    """FrameSequence over the pixels of a `frames` generation of profile jxl. cache_bytes is for colours; luma is not kept."""
 
-    def __init__(self, group: zarr.Group, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, opened: OpenedGeneration, cache_bytes: int = CACHE_BYTES) -> None:
+        group = opened.group
         self._rgb = RowCache(stored_array(group, "rgb"), cache_bytes)
+        self._luma = opened.rows("luma") if "luma" in group else None
         self._shape = stored_array(group, "rgb").shape
         self._frame = np.asarray(stored_array(group, "frame")[:], np.int64)
         self._time = np.asarray(stored_array(group, "time")[:], np.float64)
@@ -155,6 +159,9 @@ class StoredFrames:
 
     def rgb(self, row: int) -> NDArray[np.uint8]:
         return self._rgb.row(row)
+
+    def luma(self, row: int) -> NDArray[np.uint8]:
+        return luma(self.rgb(row)) if self._luma is None else self._luma.row(row)
 
 
 def decoded_frames(group: zarr.Group) -> FrameSequence:

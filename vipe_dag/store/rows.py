@@ -110,8 +110,8 @@ class RowReader:
 
 def _decoder(codecs: Any, where: str) -> Callable[[bytes, np.dtype[Any]], NDArray[Any]]:
     """What undoes the codecs of a row; see `vipe_dag.codecs.zarr_codecs` for those that there are."""
-    from zarr.codecs import BloscCodec, BytesCodec
-    from zarr.codecs.numcodecs import PCodec
+    from zarr.codecs import BloscCodec, BytesCodec, ZstdCodec
+    from zarr.codecs.numcodecs import Delta, PCodec
 
     from vipe_dag.codecs import JpegXl, decode_jpegxl
 
@@ -123,6 +123,10 @@ def _decoder(codecs: Any, where: str) -> Callable[[bytes, np.dtype[Any]], NDArra
 
             pcodec = Decoder()
             return lambda content, dtype: np.frombuffer(pcodec.decode(content), dtype)
+        case [Delta(), BytesCodec(), ZstdCodec()]:
+            from numcodecs import zstd
+
+            return lambda content, dtype: np.cumsum(np.frombuffer(zstd.decompress(content), dtype), dtype=dtype)
         case [BytesCodec(), BloscCodec()]:
             from numcodecs import blosc
 

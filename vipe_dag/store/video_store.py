@@ -265,8 +265,8 @@ class VideoStore:
         """
         from vipe_dag.store.reader import StoredFrames, decoded_frames
 
-        group = self.group(video_id, "frames", fingerprint)
-        return StoredFrames(group) if "rgb" in group else decoded_frames(group)
+        opened = self.opened(video_id, "frames", fingerprint)
+        return StoredFrames(opened) if "rgb" in opened.group else decoded_frames(opened.group)
 
     def depth(self, video_id: str, asset: str = "dense_depth", fingerprint: str | None = None) -> DepthSequence:
         """The depth of `dense_depth` or `aligned_depth`, row by row, with a bounded cache of decoded rows."""
