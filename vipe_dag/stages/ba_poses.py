@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vipe_dag.config import BaPosesConfig
+from vipe_dag.memory import give_back
 from vipe_dag.results import BaPoses, Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.inbetween import FramePoses, pose_frames
@@ -138,9 +139,12 @@ def solve(
         for _ in range(config.revisit_rounds if segment.parallax else 0):
             if not mapper.close(segment.keyframes, lambda: tell("revisits", 1.0)):
                 break
+    give_back()
     free = mapper.refine_camera(segments)
     mapper.finish(segments, free)
+    give_back()
     quality = judge(scene, segments, free, intrinsics, config)
+    give_back()
     return gather(frames, keyframes, intrinsics, scene, segments, quality, config, tell)
 
 
