@@ -1,8 +1,7 @@
-"""Memory of this process: the peak of a stretch of work, and giving back what was freed."""
+"""Peak memory of a stretch of work, by sampling: the process-wide high-water mark cannot be reset between stages."""
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from types import TracebackType
 
@@ -12,21 +11,10 @@ SAMPLE_SECONDS = 0.05
 MB = 1e6
 
 
-def give_back() -> None:
-    """Returns freed memory to the system where the C library can (glibc's malloc_trim), which takes milliseconds; elsewhere does nothing.
-
-    Each thread frees into an arena of its own, where what is free between two blocks in use stays resident: after mapping, a sixth of all.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 class PeakMemory:
     """Context manager: `peak_mb` is the largest resident size of this process seen inside the block, in MB (1e6 bytes).
 
-    The high-water mark of the process cannot be reset between stages, so it samples, every SAMPLE_SECONDS and at both ends; an allocation
-    shorter than that between two samples can be missed.
+    Samples every SAMPLE_SECONDS and at both ends, so an allocation shorter than that between two samples can be missed.
     """
 
     def __init__(self) -> None:

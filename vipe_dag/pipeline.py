@@ -12,7 +12,7 @@ from vipe_dag.checks import Check, Outcome, failed_blocking
 from vipe_dag.config import PipelineConfig
 from vipe_dag.errors import EstimationError, StoreError
 from vipe_dag.graph import STAGES, SourceIdentity, fingerprints, stage, upstream
-from vipe_dag.memory import PeakMemory, give_back
+from vipe_dag.memory import PeakMemory
 
 if TYPE_CHECKING:
     from vipe_dag.stage_runs import Progress
@@ -163,7 +163,6 @@ def _compute(
         measured = {"seconds": time.perf_counter() - started, "peak_rss_mb": memory.peak_mb}
         writer.attrs({"flags": list(outcome.flags), REPORT: {**measured, "counts": outcome.counts, "numbers": outcome.numbers}})
         writer.checks(check.to_json() for check in outcome.checks)
-    give_back()
     return _report(video_id, name, "computed", fingerprint, time.perf_counter() - started, measured, outcome)
 
 

@@ -59,7 +59,7 @@ def _keep_memory() -> None:
             mallopt(option, value)
 
 
-def _give_back_memory() -> None:
+def give_back_memory() -> None:
     """Let glibc return to the system what is free now, wherever it lies."""
     trim = _of_glibc("malloc_trim")
     if trim is not None:
@@ -111,7 +111,7 @@ def our_threads() -> Iterator[None]:
         torch.set_num_threads(before)
         _here.threads = here
         if here is None:
-            _give_back_memory()  # what comes next may need other memory than this stage did
+            give_back_memory()  # what comes next may need other memory than this stage did
 
 
 def _threads() -> int:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vipe_dag.config import BaPosesConfig
-from vipe_dag.memory import give_back
 from vipe_dag.results import BaPoses, Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.inbetween import FramePoses, pose_frames
@@ -24,7 +23,7 @@ from vipe_dag.stages.mapping import Camera, Evidence, Map, Part, noise
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic
-from vipe_kernels.parallel import our_threads
+from vipe_kernels.parallel import give_back_memory, our_threads
 
 Float = NDArray[np.float64]
 _INLIER_PX = 2.0
@@ -139,12 +138,12 @@ def solve(
         for _ in range(config.revisit_rounds if segment.parallax else 0):
             if not mapper.close(segment.keyframes, lambda: tell("revisits", 1.0)):
                 break
-    give_back()
+    give_back_memory()
     free = mapper.refine_camera(segments)
     mapper.finish(segments, free)
-    give_back()
+    give_back_memory()
     quality = judge(scene, segments, free, intrinsics, config)
-    give_back()
+    give_back_memory()
     return gather(frames, keyframes, intrinsics, scene, segments, quality, config, tell)
 
 
