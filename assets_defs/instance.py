@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import psutil
-from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME, SqliteEventLogStorage
 
 from assets_defs.checks import check_results
 from assets_defs.partitions import VIDEOS
@@ -77,6 +76,11 @@ def kept_open(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
     Dagster connects for each statement, and whoever closes the last connection to an SQLite database moves its log into it and waits for
     the disk (https://sqlite.org/wal.html, section 6): a quarter of what a run costs beside its stages. One more connection spares that.
     """
+    from dagster._core.storage.event_log.sqlite.sqlite_event_log import (  # brings SQLAlchemy, which definitions do without
+        INDEX_SHARD_NAME,
+        SqliteEventLogStorage,
+    )
+
     storage = instance.event_log_storage
     with ExitStack() as kept:
         if isinstance(storage, SqliteEventLogStorage):
