@@ -86,7 +86,7 @@ def kept_open(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
         if isinstance(storage, SqliteEventLogStorage):
             for shard in (INDEX_SHARD_NAME, run_id):
                 with storage.run_connection(shard):
-                    """Makes the database where there is none."""
+                    pass  # that makes the database where there is none
                 connection = kept.enter_context(closing(sqlite3.connect(storage.path_for_shard(shard))))
                 connection.execute("SELECT 1 FROM sqlite_master").fetchall()  # it takes part in the log from its first reading on
         yield

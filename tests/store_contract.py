@@ -55,8 +55,8 @@ def write_frames(
         for start in range(0, len(rgb), block):
             rows = slice(start, start + block)
             content = FrameBlock(index[rows], index[rows] / 30.0, rgb[rows])
-            luma = {"luma": content.luma} if with_luma else {}
-            writer.append({"rgb": content.rgb, "frame": content.index, "time": content.time, **luma})
+            brightness = {"luma": content.luma} if with_luma else {}
+            writer.append({"rgb": content.rgb, "frame": content.index, "time": content.time, **brightness})
         writer.attrs(FRAMES_ATTRS)
 
 
