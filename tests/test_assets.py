@@ -143,6 +143,26 @@ def test_the_embedded_databases_stay_open_while_a_run_goes_on(tmp_path: Path) ->
         assert instance.get_dynamic_partitions(VIDEOS) == ["a-video"]
 
 
+def test_what_a_run_enters_meanwhile_is_there_for_other_processes(tmp_path: Path) -> None:
+    with open_instance(tmp_path) as instance, open_instance(tmp_path) as other, kept_open(instance, "a-run"):
+        add_videos(instance, ["a-video"])
+        assert other.get_dynamic_partitions(VIDEOS) == ["a-video"]
+        add_videos(other, ["another"])
+        assert instance.get_dynamic_partitions(VIDEOS) == ["a-video", "another"]
+
+
+def test_a_transaction_that_fails_while_a_run_goes_on_leaves_nothing(tmp_path: Path) -> None:
+    def half(instance: dg.DagsterInstance) -> None:
+        with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
+            connection.exec_driver_sql("INSERT INTO dynamic_partitions (partitions_def_name, partition) VALUES ('videos', 'half')")
+            raise ValueError("in the middle")
+
+    with open_instance(tmp_path) as instance, kept_open(instance, "a-run"):
+        with pytest.raises(ValueError, match="in the middle"):
+            half(instance)
+        assert instance.get_dynamic_partitions(VIDEOS) == []
+
+
 def test_a_picture_too_large_for_an_event_is_left_out() -> None:
     assert picture("large", bytes(100_000)) == dg.MetadataValue.text("100000 bytes are too many for an event")
 
