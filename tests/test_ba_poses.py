@@ -6,12 +6,15 @@ from functools import cache
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from engine_worlds import angle_deg, clip, config, errors, frames, known, selected, solved
+from vipe_dag import synthetic
 from vipe_dag.evaluate import trajectory
 from vipe_dag.results import BaPoses, Keyframes
 from vipe_dag.sequence import ArrayFrames
 from vipe_dag.stages import ba_poses, intrinsics, keyframes
+from vipe_dag.synthetic.trajectory import handheld
 
 MOVING = ["orbit", "room"]
 ALL = [*MOVING, "rotation", "static", "cut"]
@@ -232,6 +235,33 @@ def test_a_shot_that_comes_back_to_a_known_place_joins_its_world() -> None:
     assert "segments" not in found.flags
     assert found.tracked.all()
     assert ate_percent < 1.0
+
+
+def test_a_blind_first_frame_is_lost_and_the_others_do_not_hang_on_it() -> None:
+    found, ate_percent = rearranged(tuple(range(20)), blind=(0,))
+    assert not found.segment.any()
+    assert np.flatnonzero(~found.tracked).tolist() == [0]
+    assert np.flatnonzero(np.isnan(found.position_std)).tolist() == [0]
+    assert found.position_std[1:].max() < 0.02
+    assert ate_percent < 1.0
+
+
+def test_every_frame_of_a_camera_that_first_turns_in_place_is_right() -> None:
+    count, turning = 60, 2.0
+    time = np.arange(count) / 15.0
+    walk = handheld(((-1.7, 0.0, -2.2), (-0.4, 0.0, -2.7), (1.2, 0.0, -2.3), (1.8, 0.0, -0.6)), ((0.2, 0.5, 1.0),) * 4)
+    cam2world = walk(np.maximum(time - turning, 0.0))
+    angle = 0.5 * np.sin(2 * np.pi * np.minimum(time, turning) / turning)
+    cam2world[:, :3, :3] = cam2world[:, :3, :3] @ Rotation.from_rotvec(angle[:, None] * [0.0, 1.0, 0.0]).as_matrix()
+    lens, shot = synthetic.camera(320, 180), np.zeros(count, np.int32)
+    shown = synthetic.SyntheticClip("turn", (synthetic.room(seed=16),), shot, cam2world, lens, 15.0, supersample=1).frames()
+    chosen = keyframes.select(shown, config().keyframes)
+    camera = intrinsics.calibrate(shown, chosen, config().intrinsics, lens)
+    found = ba_poses.solve(shown, chosen, camera, config().ba_poses)
+    aligned = trajectory.align(found.cam2world, cam2world)
+    miss = np.linalg.norm(aligned.estimate[:, :3, 3] - aligned.reference[:, :3, 3], axis=1)
+    assert found.tracked.all()
+    assert miss.max() < 0.03  # metres, of a path of 1.6
 
 
 def test_frames_lost_in_the_middle_of_a_shot_do_not_end_its_world() -> None:

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,12 +16,13 @@ from scipy.spatial.transform import Rotation
 
 from engine_worlds import HEIGHT, WIDTH, Rig, angle_deg, clip, config, frames, known, normal, rig
 from vipe_dag.evaluate import trajectory
+from vipe_dag.sequence import ArrayFrames
 from vipe_dag.stages import launch, mapping, revisits
 from vipe_dag.stages.inbetween import interpolate
 from vipe_dag.stages.intrinsics import choose_lens
 from vipe_dag.stages.mapper import Mapper
 from vipe_dag.stages.mapping import Evidence, Map, align_rays, pixels_schedule
-from vipe_dag.stages.measurements import Cache, Edge, Measurements
+from vipe_dag.stages.measurements import Cache, Edge, Measurements, stands
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic, exp_se3
 from vipe_kernels.tracking import Features
@@ -34,7 +36,8 @@ def exact_map(world: Rig, placed: bool = True) -> Map:
     count, points = problem.uv.shape[:2]
     none = Features(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.uint8))
     seen = SimpleNamespace(
-        keyframes=[SimpleNamespace(row=k, uv=problem.uv[k].numpy().astype(np.float32), features=none) for k in range(count)],
+        keyframes=[SimpleNamespace(row=k, uv=problem.uv[k].numpy().astype(np.float32)) for k in range(count)],
+        features=[none] * count,
         unit=1.0,
         grid_count=points,
         grid_shape=(1, points),
@@ -344,8 +347,57 @@ def test_points_are_corners_first_then_features() -> None:
     points = m.keyframes[m.add([0])[0]]
     assert m.grid_shape == (12, 16)
     assert points.uv.shape == (12 * 16 + 96, 2)
-    found = points.features.uv
+    found = m.features[0].uv
     assert np.array_equal(points.uv[m.grid_count : m.grid_count + len(found)], found)
+
+
+def test_frames_are_followed_after_features_were_given_up() -> None:
+    m = Measurements(frames("room"), 16, 96)
+    a, b = m.add([0, 4])
+    guess = m.chain([a, b])
+    before = m.follow(a, 4, guess)
+    m.let_go()
+    after = m.follow(a, 4, guess)
+    assert m.features == []
+    assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_where_flow_loses_what_passes_by_the_matches_next_to_it_lead(monkeypatch: pytest.MonkeyPatch) -> None:
+    m = Measurements(frames("room"), 16, 384)
+    a, b = m.add([0, 6])
+    true = m.follow(a, 6, m.chain([a, b]))
+    monkeypatch.setattr(m, "carry", lambda uv, *_: uv)
+    miss = np.linalg.norm(m.chain([a, b]) - true[0], axis=1)[true[1] > 0.3]
+    stayed = np.linalg.norm(m.keyframes[a].uv[: m.grid_count] - true[0], axis=1)[true[1] > 0.3]
+    assert np.median(stayed) > 8.0
+    assert np.median(miss) < 2.5
+
+
+def test_what_belongs_to_the_picture_is_not_measured() -> None:
+    shown = frames("room")
+    pixels = shown.rgb_array.copy()
+    noise = np.random.default_rng(5).integers(0, 255, (60, 200, 3))
+    pixels[:, -60:, :200] = cv2.GaussianBlur(noise.astype(np.uint8), (0, 0), 2.0)
+    m = Measurements(ArrayFrames(pixels, shown.time, shown.frame), 16, 384)
+    a, b = m.add([0, 6])
+    edge, uv = m.edge(a, b, m.chain([a, b])), m.keyframes[a].uv
+    inside = (uv[:, 0] < 190) & (uv[:, 1] > shown.height - 50)
+    assert inside.sum() > 10
+    assert edge.weight[inside[edge.index]].sum() < 0.1
+    assert len(edge.index) > 100
+
+
+@pytest.mark.parametrize("focus", [(320.0, 180.0), (100.0, 300.0)])
+def test_what_is_far_ahead_may_stand(focus: tuple[float, float]) -> None:
+    uv = np.random.default_rng(0).uniform((0, 0), (WIDTH, HEIGHT), (400, 2)).astype(np.float32)
+    uv[0] = np.add(focus, 2.0)
+    moved = (0.05 * (uv - focus)).astype(np.float32)
+    assert not stands(uv, moved, np.ones(400, bool), 2.0).any()
+
+
+def test_what_stands_is_measured_where_all_stands() -> None:
+    uv = np.random.default_rng(0).uniform((0, 0), (WIDTH, HEIGHT), (400, 2)).astype(np.float32)
+    assert not stands(uv, np.full((400, 2), 0.1, np.float32), np.ones(400, bool), 1.0).any()
 
 
 def test_an_edge_has_weight_only_for_what_was_found() -> None:

@@ -291,7 +291,7 @@ _BA_POSES = AssetSchema(
         ),
         Variable("tracked", ("frame",), "bool", "the pose was estimated from this frame's pixels", "1"),
         Variable("segment", ("frame",), "int32", "number of the part that shares one world and scale", "1"),
-        Variable("position_std", ("frame",), "float64", "standard deviation of the camera position", _LENGTH),
+        Variable("position_std", ("frame",), "float64", "standard deviation of the camera position, NaN where lost", _LENGTH),
         Variable("frame_residual_px", ("frame",), "float32", "median reprojection residual of the frame", "pixel"),
         Variable("inlier_share", ("frame",), "float32", "share of correspondences that agree with the pose", "1"),
         Variable("keyframe", ("keyframe",), "int64", "row of the keyframe on the frame dimension", "1"),

@@ -21,6 +21,8 @@ Float = NDArray[np.float64]
 
 _SCALES = (16.0, 8.0, 4.0, 2.0, 1.5, 1.0)
 _STEPS = 3
+_SEEN = 0.05
+"""Weight that is more than a trace."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,15 @@ class Resection:
 
 @dataclass(frozen=True)
 class Resections:
-    """The same for F frames: rotation (F, 3, 3), translation (F, 3), residual_px (F,), inliers (F,), position_std (F,) for 1 px noise,
-    distance_px (F, N), 1e6 out of view."""
+    """The same for F frames: rotation (F, 3, 3), translation (F, 3), residual_px (F,), inliers (F,), agreeing (F,) int64, and position_std
+    (F,) for 1 px noise."""
 
     rotation: Tensor
     translation: Tensor
     residual_px: Tensor
     inliers: Tensor
+    agreeing: Tensor
     position_std: Tensor
-    distance_px: Tensor
 
 
 Minimum = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -142,14 +144,15 @@ def resect_batch(
         points, targets, weights, model, params, rotation, translation, tuple(s * unit for s in scales), steps
     )
     total = weights.sum(1).clamp_min(1e-12)
-    inliers = (weights * (distance < 3.0 * unit)).sum(1) / total
+    near = distance < 3.0 * unit
     order = distance.argsort(1)
     cumulative = weights.gather(1, order).cumsum(1)
     middle = (cumulative < 0.5 * total[:, None]).sum(1).clamp_max(distance.shape[1] - 1)
     median = distance.gather(1, order).gather(1, middle[:, None]).squeeze(1)
     variance = torch.linalg.inv(H + torch.diag_embed(H.diagonal(dim1=1, dim2=2) * 1e-9 + 1e-9)).diagonal(dim1=1, dim2=2)[:, :3]
     # the camera centre is -R^T t; to first order its covariance is that of tau
-    return Resections(rotation, translation, median, inliers, variance.clamp_min(0).sum(-1).sqrt(), distance)
+    std = variance.clamp_min(0).sum(-1).sqrt()
+    return Resections(rotation, translation, median, (weights * near).sum(1) / total, (near & (weights > _SEEN)).sum(1), std)
 
 
 def resect(
@@ -175,11 +178,10 @@ def resect(
         unit,
     )
     best = int((found.inliers - 0.01 * found.residual_px / unit).argmax())
-    near = found.distance_px[best].numpy() < 3.0 * unit
     return Resection(
         found.rotation[best].numpy(),
         found.translation[best].numpy(),
         float(found.residual_px[best]),
         float(found.inliers[best]),
-        int((near & (weights > 0.05)).sum()),
+        int(found.agreeing[best]),
     )

@@ -126,6 +126,10 @@ class Features:
         values = self.code.astype(np.float32)
         return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-9)
 
+    def every(self, step: int) -> Features:
+        """The first feature and each `step`-th after it."""
+        return Features(self.uv[::step], self.code[::step])
+
 
 def detect(gray: Gray, count: int) -> Features:
     """At most `count` RootSIFT features (Lowe 2004; Arandjelovic and Zisserman 2012), strongest first, spread by a coarse grid.

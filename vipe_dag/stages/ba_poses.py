@@ -26,6 +26,9 @@ from vipe_kernels.bundle import Intrinsic
 from vipe_kernels.parallel import give_back_memory, our_threads
 
 Float = NDArray[np.float64]
+_USABLE = 96
+"""Points of a keyframe that frames may be posed from although their depth is not known, as where a camera only turns: what moves little
+is followed as well by them, and a handful of known ones would not do."""
 _INLIER_PX = 2.0
 """Residual, in pixels of a 640-pixel picture, up to which a measurement agrees with the map."""
 
@@ -43,11 +46,12 @@ def free_intrinsics(scene: Map, intrinsics: Intrinsics, config: BaPosesConfig) -
 
 @dataclass
 class Quality:
-    """What the solved map says about itself, per keyframe and point: residual_px, valid (K, P); inliers, position_std
-    (K,); params_std (9,)."""
+    """What the solved map says about itself, per keyframe and point: residual_px, valid, usable (K, P); inliers, position_std
+    (K,); params_std (9,). usable: points that frames may be posed from: valid ones and, where few corners are, the surest others."""
 
     residual_px: Float
     valid: NDArray[np.bool_]
+    usable: NDArray[np.bool_]
     inliers: Float
     median_px: Float
     position_std: Float
@@ -59,6 +63,7 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
     count, points = len(scene.m.keyframes), len(scene.m.keyframes[0].uv)
     quality = Quality(
         np.full((count, points), np.nan),
+        np.zeros((count, points), bool),
         np.zeros((count, points), bool),
         np.zeros(count),
         np.full(count, np.nan),
@@ -78,8 +83,12 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
             sigma = noise(problem, state)
             relative = found.depth_std.numpy() * sigma / state.inverse_depth.numpy()
             for k, index, spread in zip(keys, part.points, relative, strict=True):
-                known = spread[: len(index)] < config.max_depth_std
-                quality.valid[k, index] = known & (quality.residual_px[k, index] < _INLIER_PX * scene.m.unit)
+                agrees = quality.residual_px[k, index] < _INLIER_PX * scene.m.unit
+                quality.valid[k, index] = agrees & (spread[: len(index)] < config.max_depth_std)
+                agrees &= index < scene.m.grid_count
+                surest = np.argsort(np.where(agrees, spread[: len(index)], np.inf), kind="stable")[: min(_USABLE, agrees.sum())]
+                quality.usable[k] = quality.valid[k]
+                quality.usable[k, index[surest]] = True
             quality.position_std[keys] = found.position_std.numpy() * sigma
             if free and len(keys) > most:
                 most = len(keys)
@@ -138,13 +147,14 @@ def solve(
         for _ in range(config.revisit_rounds if segment.parallax else 0):
             if not mapper.close(segment.keyframes, lambda: tell("revisits", 1.0)):
                 break
+    measurements.let_go()
     give_back_memory()
     free = mapper.refine_camera(segments)
     mapper.finish(segments, free)
     give_back_memory()
     quality = judge(scene, segments, free, intrinsics, config)
     give_back_memory()
-    return gather(frames, keyframes, intrinsics, scene, segments, quality, config, tell)
+    return gather(frames, keyframes, intrinsics, scene, mapper.add_lost(segments), quality, config, tell)
 
 
 def gather(
@@ -170,7 +180,7 @@ def gather(
                 quality.inliers[k],
                 quality.position_std[k],
             )
-            trust[k] = (quality.valid[k, :count] if segment.parallax else m.keyframes[k].sigma[:count] < m.unit).astype(np.float64)
+            trust[k] = (quality.usable[k, :count] if segment.parallax else m.keyframes[k].sigma[:count] < m.unit).astype(np.float64)
     world = np.zeros(len(m.keyframes), np.int32)
     for n, segment in enumerate(segments):
         world[list(segment.keyframes)] = n
@@ -182,7 +192,7 @@ def gather(
     cam2world[:, :3, 3] = -(cam2world[:, :3, :3] @ poses.translation[..., None])[..., 0]
     still = "static" in keyframes.flags
     tracked = (poses.inliers > config.min_inliers) | still
-    tracked[[m.keyframes[s.keyframes[0]].row for s in segments]] = True
+    tracked[[m.keyframes[next((k for k in s.keyframes if quality.inliers[k] > 0), s.keyframes[0])].row for s in segments]] = True
     parallax = np.array([s.parallax for s in segments])
     flags = (set(keyframes.flags) | set(intrinsics.flags)) - {"focal_unobservable"}
     if intrinsics.source != "given":
@@ -196,7 +206,7 @@ def gather(
         cam2world=cam2world,
         tracked=tracked,
         segment=world[of_row],
-        position_std=poses.position_std,
+        position_std=np.where(tracked, poses.position_std, np.nan),
         frame_residual_px=poses.residual_px.astype(np.float32),
         inlier_share=poses.inliers.astype(np.float32),
         keyframe=keyframes.keyframe,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ _BATCH = 16
 _LEVELS = 2
 _POINTS = 192
 """Of each keyframe that a frame is posed from: six unknowns need no more, and errors of neighbours are alike."""
+_FEWEST = 12
+"""Points that have to agree with the camera of a frame: fewer agree with many cameras."""
 _WEAK = 0.5
 """Share of weight within 3 px below which a frame is followed again, from dense flow instead of interpolation."""
 
@@ -46,7 +48,7 @@ def interpolate(scene: Map, a: int, b: int, at: Float) -> tuple[Float, Float]:
     """World-to-camera (n, 3, 3), (n, 3) between keyframes a and b at shares `at` (n,) of the way: slerp of rotation,
     straight camera path."""
     turns = Slerp([0.0, 1.0], Rotation.from_matrix(np.stack([scene.rotation[a], scene.rotation[b]])))(at).as_matrix()
-    ends = [-scene.rotation[k].T @ scene.translation[k] for k in (a, b)]
+    ends = [scene.centre(k) for k in (a, b)]
     centre = ends[0] + at[:, None] * (ends[1] - ends[0])
     return turns, -(turns @ centre[..., None])[..., 0]
 
@@ -54,17 +56,19 @@ def interpolate(scene: Map, a: int, b: int, at: Float) -> tuple[Float, Float]:
 def pose_between(
     scene: Map, frames: FrameSequence, a: int, b: int, rows: Sequence[int], trust: dict[int, Float], poses: FramePoses, moves: bool
 ) -> None:
-    """Pose `rows`, which lie between keyframes a and b. trust[k] (G,): weight of each grid corner of keyframe k, 0
-    where its depth is unknown."""
+    """Pose `rows`, which lie between keyframes a and b, and where nothing says otherwise on the way between their cameras. trust[k] (G,):
+    weight of each grid corner of keyframe k, 0 where it is of no use."""
     times = frames.time
     start, end = scene.m.keyframes[a].row, scene.m.keyframes[b].row
     at = np.array([(times[row] - times[start]) / (times[end] - times[start]) for row in rows])
     rotation, translation = interpolate(scene, a, b, at)
+    poses.rotation[rows], poses.translation[rows] = rotation, translation
+    poses.position_std[rows] = 0.5 * np.linalg.norm(scene.centre(b) - scene.centre(a)) if moves else 0.0
     for first in range(0, len(rows), _BATCH):
         part = slice(first, min(first + _BATCH, len(rows)))
         found = _resect(scene, (a, b), rows[part], rotation[part], translation[part], trust, dense=False)
         weak = np.nonzero(found.inliers.numpy() < _WEAK)[0]
-        _keep(poses, rows[part], found, range(len(found.inliers)), scene.m.unit, moves)
+        _keep(poses, rows[part], found, np.nonzero(found.inliers.numpy())[0], scene.m.unit, moves)
         if len(weak):
             chosen = [rows[part][int(i)] for i in weak]
             again = _resect(scene, (a, b), chosen, rotation[part][weak], translation[part][weak], trust, dense=True)
@@ -88,7 +92,7 @@ def _keep(
 def _resect(
     scene: Map, keyframes: tuple[int, int], rows: Sequence[int], rotation: Float, translation: Float, trust: dict[int, Float], dense: bool
 ) -> Resections:
-    """Follow the corners of both keyframes into each row and solve all rows together."""
+    """Follow the corners of both keyframes into each row and solve all rows together; no inliers where fewer than _FEWEST agree."""
     m = scene.m
     chosen = [spread(np.flatnonzero(trust[k] > 0), _POINTS) for k in keyframes]
     bounds = np.cumsum([0, *(len(index) for index in chosen)])
@@ -107,7 +111,7 @@ def _resect(
             weights[i, part] = weight * trust[k][index]
 
     parallel.each(measure, range(len(rows)))
-    return resect_batch(
+    found = resect_batch(
         torch.from_numpy(points).expand(len(rows), -1, -1),
         torch.from_numpy(targets),
         torch.from_numpy(weights),
@@ -119,6 +123,7 @@ def _resect(
         scales=(8.0, 3.0, 1.5, 1.0),
         steps=2,
     )
+    return replace(found, inliers=torch.where(found.agreeing >= _FEWEST, found.inliers, 0.0))
 
 
 def pose_frames(

@@ -98,10 +98,12 @@ class Mapper:
         focal = float(np.log(scene.params[0]))
         self.held = tuple(Intrinsic("focal", focal, _HELD_STD) for free in intrinsics if free.name == "focal")
         self.unit = scene.m.unit
+        self.lost: list[tuple[int, ...]] = []
         self._likeness: NDArray[np.float32] | None = None
 
     def build(self, still: bool, progress: Callable[[], None]) -> list[Segment]:
-        """Pose all keyframes; returns the worlds they fall into, by first keyframe. still: nothing moved, each shot has one camera."""
+        """Pose all keyframes; returns the worlds they fall into, by first keyframe, without those of a shot that fit into none of its
+        worlds: see `add_lost`. still: nothing moved, each shot has one camera."""
         waiting = set(range(len(self.shot)))
         worlds: list[Segment] = []
         refused: set[int] = set()
@@ -111,32 +113,35 @@ class Mapper:
             start, parallax = best_start(self.scene, runs(sorted(waiting - refused), self.shot), self.config.start_window)
             if len(start) < 2 or parallax < self.config.min_parallax:
                 break
-            if not self.begin(start):
+            begun = self.begin(start)
+            if not begun:
                 refused |= set(start)
                 continue
-            world = self.grow(start, waiting, progress)
+            world = self.grow(begun, waiting, progress)
             worlds.append(Segment(world, True))
             waiting -= set(world)
             self.scene.edges = {key: edge for key, edge in self.scene.edges.items() if (key[0] in world) == (key[1] in world)}
         for keyframes in runs(sorted(waiting), self.shot):
-            if not self.leave(keyframes, worlds):
+            if any(self.shot[p] == self.shot[keyframes[0]] for world in worlds for p in world.keyframes):
+                self.lost.append(keyframes)
+                for k in keyframes:
+                    self.scene.detach(k)
+            else:
                 self.rotations_only(keyframes, still)
                 worlds.append(Segment(keyframes, False))
         return sorted(worlds, key=lambda world: world.keyframes)
 
-    def leave(self, keyframes: tuple[int, ...], worlds: list[Segment]) -> bool:
-        """Keyframes lost in the middle of a shot stay in the world of its other keyframes, at the camera of the nearest, untracked."""
-        inside = [
-            (abs(p - keyframes[0]), p, n) for n, w in enumerate(worlds) for p in w.keyframes if self.shot[p] == self.shot[keyframes[0]]
-        ]
-        if not inside:
-            return False
-        _, nearest, n = min(inside)
-        for k in keyframes:
-            self.scene.detach(k)
-            self.scene.place(k, self.scene.rotation[nearest], self.scene.translation[nearest], self.scene.inverse_depth[nearest].copy())
-        worlds[n] = Segment(tuple(sorted((*worlds[n].keyframes, *keyframes))), worlds[n].parallax)
-        return True
+    def add_lost(self, worlds: Sequence[Segment]) -> list[Segment]:
+        """The worlds with the keyframes that were lost in the middle of a shot: each run of them at the camera of the nearest keyframe of
+        its shot, in whose world it stays. Nothing is known of them, so they come last, when no adjustment follows."""
+        found = list(worlds)
+        for keyframes in self.lost:
+            shot = self.shot[keyframes[0]]
+            _, nearest, n = min((abs(p - keyframes[0]), p, n) for n, w in enumerate(worlds) for p in w.keyframes if self.shot[p] == shot)
+            for k in keyframes:
+                self.scene.place(k, self.scene.rotation[nearest], self.scene.translation[nearest], self.scene.inverse_depth[nearest].copy())
+            found[n] = Segment(tuple(sorted((*found[n].keyframes, *keyframes))), found[n].parallax)
+        return sorted(found, key=lambda world: world.keyframes)
 
     def connect_sequence(self, keyframes: tuple[int, ...]) -> None:
         """Measure each keyframe against its predecessors within `radius`, both ways, all at once: threads wait for each other only here."""
@@ -144,17 +149,22 @@ class Mapper:
         pairs = [(other, k) for at, k in enumerate(keyframes) for other in keyframes[max(0, at - radius) : at]]
         self.scene.connect(both_ways(pairs), through=keyframes)
 
-    def begin(self, start: tuple[int, ...]) -> bool:
-        """Place a window of keyframes; False, and nothing is placed, where no cameras explain most of what was measured."""
+    def begin(self, start: tuple[int, ...]) -> tuple[int, ...]:
+        """Place a window of keyframes; returns those that are tied to others: none, and none is placed, where no cameras explain
+        most of what was measured."""
         launch(self.scene, start, self.config.start_scales, thorough=True)
         part = self.scene.part(start[1:], start[:1])
         weight, distance = part.problem.edges.weight.numpy(), bundle.residuals(part.problem, part.state).numpy()
         agrees = weight * (distance < 2.0 * self.unit)
+        begun: tuple[int, ...] = ()
         if agrees.sum() > _HOLDS * weight.sum() and (agrees > 0.05).any(0).sum() >= _ENOUGH_POINTS:
-            return True
-        for k in start:
+            counts, ties = (agrees > 0.05).sum(1), np.zeros(len(part.keys))
+            for ends in (part.problem.edges.source, part.problem.edges.destination):
+                np.add.at(ties, ends.numpy(), counts)
+            begun = tuple(k for k, tied in zip(part.keys, ties, strict=True) if tied >= _ENOUGH_POINTS)
+        for k in set(start) - set(begun):
             self.scene.forget(k)
-        return False
+        return begun
 
     def grow(self, start: tuple[int, ...], waiting: set[int], progress: Callable[[], None]) -> tuple[int, ...]:
         """Extend a placed window by whatever of `waiting` fits, and adjust it all; returns its keyframes, ascending."""

@@ -144,6 +144,10 @@ class Map:
     def place(self, k: int, rotation: Float, translation: Float, inverse_depth: Float) -> None:
         self.rotation[k], self.translation[k], self.inverse_depth[k] = rotation, translation, inverse_depth
 
+    def centre(self, k: int) -> Float:
+        """Where the camera of a posed keyframe is in the world (3,)."""
+        return np.asarray(-self.rotation[k].T @ self.translation[k], np.float64)
+
     def forget(self, k: int) -> None:
         """Take back the camera of a keyframe."""
         for values in (self.rotation, self.translation, self.inverse_depth):

@@ -17,6 +17,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from vipe_dag.sequence import FrameSequence
 from vipe_kernels import parallel, tracking
@@ -28,10 +29,17 @@ T = TypeVar("T")
 
 _FLOW_SIGMA = 0.5
 """Forward-backward error, in units of a 640-pixel picture, at which a followed point loses most of its weight."""
+_CONTRADICTION = 4.0
+"""Distance between flow and a verified match, in pixels of a 640-pixel picture, at which flow is taken to be wrong there."""
+_MOVES, _STANDS = 3.0, 0.3
+"""Motion expected of a point and less than which it has, in pixels of a 640-pixel picture, where it is said to stand."""
+_FIT = 40
+"""Points that move from which is told what is to be expected of others."""
 _TOGETHER = 16
 """Keyframes whose features are found before the next progress is told."""
 _LUMA_ROWS, _LUMA_BYTES = 128, 48 * 2**20
-"""Of luma that are kept: a row is asked for again whenever its keyframe is measured against another, and decoding it is dear."""
+"""Of luma that are kept: a row is asked for again whenever its keyframe is measured against another, and costs 1.5 ms where luma is
+stored, ten times that where colours are decoded for it."""
 _MATCH_WEIGHT = 0.25
 """A SIFT keypoint is located about half as well as a refined corner: a quarter of the weight."""
 
@@ -57,15 +65,31 @@ class Cache:
         return value
 
 
+def stands(uv: Array, moved: Array, seen: NDArray[np.bool_], unit: float) -> NDArray[np.bool_]:
+    """Which points stay where they are in the picture although what moves would have taken them along: they belong to the picture, as a
+    caption, a frame or a bonnet does, and not to the world.
+
+    uv, moved (P, 2) px, seen (P,). How motion changes over the picture is fitted by a parabola in each coordinate, so that what is ahead
+    of a camera that drives, or in the middle of what it turns about, may stand.
+    """
+    still = seen & (np.linalg.norm(moved, axis=1) < _STANDS * unit)
+    moving = seen & ~still
+    if not still.any() or moving.sum() < _FIT:
+        return np.zeros(len(moved), bool)
+    x, y = (uv / (100.0 * unit)).T
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], 1)
+    expected = terms[still] @ np.linalg.lstsq(terms[moving], moved[moving], rcond=None)[0]
+    still[still] = np.linalg.norm(expected, axis=1) > _MOVES * unit
+    return still
+
+
 @dataclass(frozen=True)
 class KeyframePoints:
-    """Points of one keyframe: uv (P, 2) float32 pixels, grid corners (row-major) first; sigma (P,) float32 px; features
-    of the SIFT tail."""
+    """Points of one keyframe: uv (P, 2) float32 pixels, grid corners (row-major) first, then SIFT keypoints; sigma (P,) float32 px."""
 
     row: int
     uv: Array
     sigma: Array
-    features: Features
 
 
 @dataclass(frozen=True)
@@ -96,6 +120,7 @@ class Measurements:
         self.match_count = match_count
         self.unit = tracking.pixel_unit(frames.width, frames.height)
         self.keyframes: list[KeyframePoints] = []
+        self.features: list[Features] = []
         self.grid_shape = (0, 0)
         self._luma = Cache(max(2 * cache, min(_LUMA_ROWS, _LUMA_BYTES // (frames.width * frames.height))))
         self._tracker = Cache(cache)
@@ -106,13 +131,21 @@ class Measurements:
         """Make rows keyframes; returns their indices."""
         first = len(self.keyframes)
         for start in range(0, len(rows), _TOGETHER):
-            for found in parallel.each(self._points, rows[start : start + _TOGETHER]):
-                self.keyframes.append(found)
+            for points, features in parallel.each(self._points, rows[start : start + _TOGETHER]):
+                self.keyframes.append(points)
+                self.features.append(features)
                 if progress:
                     progress()
         return list(range(first, len(self.keyframes)))
 
-    def _points(self, row: int) -> KeyframePoints:
+    def let_go(self) -> None:
+        """Give up features, half of what a keyframe holds, and pictures: from here on no pair is matched, and rows are read anew."""
+        self.features.clear()
+        self._matches.clear()
+        for cache in (self._luma, self._tracker, self._flow):
+            cache.items.clear()
+
+    def _points(self, row: int) -> tuple[KeyframePoints, Features]:
         image = self.luma(row)
         uv, sigma = tracking.grid_corners(image, self.grid_columns)
         self.grid_shape = (uv.shape[0], uv.shape[1])
@@ -120,7 +153,7 @@ class Measurements:
         padding = np.zeros((self.match_count - len(features.uv), 2), np.float32)
         points = np.concatenate([uv.reshape(-1, 2), features.uv, padding])
         spread = np.concatenate([sigma.ravel(), np.full(self.match_count, 0.5 * self.unit, np.float32)])
-        return KeyframePoints(row, points, spread, features)
+        return KeyframePoints(row, points, spread), features
 
     @property
     def grid_count(self) -> int:
@@ -150,11 +183,23 @@ class Measurements:
         return (uv + tracking.sample(flow, half.astype(np.float32)) * scale).astype(np.float32)
 
     def chain(self, path: Sequence[int]) -> Array:
-        """A guess of where the grid corners of the first keyframe of a path are in the last, by dense flow from one to the next: (G, 2)."""
+        """A guess of where the grid corners of the first keyframe of a path are in the last, from one to the next: (G, 2)."""
         uv = self.keyframes[path[0]].uv[: self.grid_count]
         for a, b in itertools.pairwise(path):
-            uv = self.carry(uv, self.keyframes[a].row, self.keyframes[b].row)
+            uv = self._step(uv, a, b)
         return uv
+
+    def _step(self, uv: Array, source: int, destination: int) -> Array:
+        """Where pixels of a keyframe are in another: as dense flow says or, where the verified match next to them contradicts it, as that
+        moved. Flow loses what passes close by, and comes back from there to where it set out."""
+        rows = self.keyframes[source].row, self.keyframes[destination].row
+        guess, pairs = self.carry(uv, *rows), self.matches(source, destination)
+        if not len(pairs):
+            return guess
+        here, there = self.features[source].uv[pairs[:, 0]], self.features[destination].uv[pairs[:, 1]]
+        missed = np.linalg.norm(self.carry(here, *rows) - there, axis=1) > _CONTRADICTION * self.unit
+        nearest = cKDTree(here).query(uv)[1]
+        return np.where(missed[nearest, None], uv + (there - here)[nearest], guess).astype(np.float32)
 
     def follow(self, source: int, row: int, guess: Array, level: int = 1, which: NDArray[np.intp] | None = None) -> tuple[Array, Array]:
         """Grid corners of a keyframe refined in any row from a guess (G, 2): target (G, 2), weight (G,). which (G,): these, not all."""
@@ -175,6 +220,7 @@ class Measurements:
         kept = float((weight[:count] > 0.05)[usable].mean()) if usable.any() else 0.0
         # A wide step leaves few corners, and consistency alone does not make those right: what remains counts for less.
         weight[:count] *= min(1.0, kept / 0.3)
+        weight[stands(a.uv, target - a.uv, weight > 0, self.unit)] = 0.0
         return Edge.of(source, destination, target, weight, kept)
 
     def matched_edge(self, source: int, destination: int) -> Edge:
@@ -183,11 +229,11 @@ class Measurements:
 
     def _matched(self, source: int, destination: int) -> tuple[Array, Array]:
         """Target (P, 2) and weight (P,) of all points of a keyframe: those of its SIFT matches, 0 elsewhere."""
-        a, b = self.keyframes[source], self.keyframes[destination]
-        target, weight = a.uv.copy(), np.zeros(len(a.uv), np.float32)
+        uv = self.keyframes[source].uv
+        target, weight = uv.copy(), np.zeros(len(uv), np.float32)
         pairs = self.matches(source, destination)
         tail = self.grid_count + pairs[:, 0]
-        target[tail], weight[tail] = b.features.uv[pairs[:, 1]], _MATCH_WEIGHT
+        target[tail], weight[tail] = self.features[destination].uv[pairs[:, 1]], _MATCH_WEIGHT
         return target, weight
 
     def matches(self, source: int, destination: int, at_least: int = 15) -> NDArray[np.int16]:
@@ -200,7 +246,7 @@ class Measurements:
         return self._matches[key]
 
     def _match(self, source: int, destination: int, at_least: int) -> NDArray[np.int16]:
-        a, b = self.keyframes[source].features, self.keyframes[destination].features
+        a, b = self.features[source], self.features[destination]
         pairs = tracking.match(a, b)
         if len(pairs) >= at_least:
             pairs = pairs[tracking.verify(a.uv[pairs[:, 0]], b.uv[pairs[:, 1]], 1.5 * self.unit)]

@@ -47,13 +47,13 @@ def overlap(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
 
 def likeness(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
     """Cosine similarity (K, K) of TF-IDF histograms over a visual vocabulary learned from the clip itself (Sivic and Zisserman 2003)."""
-    features = [scene.m.keyframes[k].features for k in keyframes]
+    features = [scene.m.features[k] for k in keyframes]
     total = sum(len(f.uv) for f in features)
     if total < 4 * _WORDS:
         return np.zeros((len(keyframes), len(keyframes)), np.float32)
     cv2.setRNGSeed(7)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 10, 1e-3)
-    sample = np.concatenate([f.descriptor[:: max(1, total // 10_000)] for f in features])
+    sample = np.concatenate([f.every(max(1, total // 10_000)).descriptor for f in features])
     _, _, words = cv2.kmeans(sample, _WORDS, np.empty(0, np.int32), criteria, 1, cv2.KMEANS_PP_CENTERS)
     histogram = np.zeros((len(keyframes), _WORDS), np.float32)
     for row, seen in enumerate(features):
