@@ -22,11 +22,14 @@ def _row(outcome: Outcome) -> list[str]:
 
 
 def show(outcomes: Sequence[Outcome], console: Console) -> None:
+    """As wide as the terminal, or as the table where there is none: in a file no cell is folded."""
     table = Table(show_lines=False)
     for number, title in enumerate(_COLUMNS):
         table.add_column(title, justify="right" if 2 <= number < len(METRICS) + 2 else "left", overflow="fold", no_wrap=number < 2)
     for outcome in outcomes:
         table.add_row(*_row(outcome), style="red" if outcome.verdict == "wrong" or outcome.problem else None)
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
     console.print(table)
 
 
