@@ -150,6 +150,7 @@ def solve(
     measurements.let_go()
     give_back_memory()
     free = mapper.refine_camera(segments)
+    give_back_memory()
     mapper.finish(segments, free)
     give_back_memory()
     quality = judge(scene, segments, free, intrinsics, config)

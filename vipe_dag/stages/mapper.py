@@ -321,6 +321,7 @@ class Mapper:
         scales = self.config.global_scales
         for place, keyframes in enumerate(moving):
             self.scene.adjust((), keyframes, pixels_schedule(scales[-2:-1], (_DEPTH_STEPS,), self.unit))
+            parallel.give_back_memory()
             self.everything(keyframes, scales[-1:], _CAMERA_STEPS, () if place else free)
 
     def rotations_only(self, keyframes: tuple[int, ...], still: bool) -> None:
