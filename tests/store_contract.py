@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import Any
@@ -248,6 +249,22 @@ class VideoStoreContract:
         write_frames(store, OLD, rgb, with_luma=True)
         reader = store.rows(VIDEO, "frames", "luma")
         for row in (39, 0, 31, 32, 0):
+            np.testing.assert_array_equal(reader.row(row), luma(rgb[row]))
+
+    def test_rows_walked_through_are_what_was_written_and_are_asked_for_together(self, store: VideoStore) -> None:
+        rgb = pixels(3, 80)
+        write_frames(store, OLD, rgb, with_luma=True)
+        opened, asked = store.opened(VIDEO, "frames"), []
+
+        def counted(key: str, start: int, end: int | None) -> bytes | None:
+            asked.append((key, start))
+            return opened.read_part(key, start, end)
+
+        reader = replace(opened, read_part=counted).rows("luma")
+        for row in range(0, 80, 2):
+            np.testing.assert_array_equal(reader.row(row), luma(rgb[row]))
+        assert len(asked) == 6  # of each of three shards its index and its rows
+        for row in (70, 3, 50, 3):
             np.testing.assert_array_equal(reader.row(row), luma(rgb[row]))
 
     def test_single_rows_are_what_the_whole_array_holds(self, store: VideoStore) -> None:

@@ -17,6 +17,7 @@ import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the 
 from vipe_dag.errors import SourceError, StoreError
 from vipe_dag.schema import COORDINATES, SHARD_FRAMES, asset_schema
 from vipe_dag.sequence import FrameSequence, luma
+from vipe_dag.store.rows import WALKING
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,9 +28,6 @@ CACHE_BYTES = 64 * 2**20
 """Default bound of the decoded rows that one sequence keeps."""
 _AHEAD_BYTES = 8 * 2**20
 """Most that is read ahead at a time: rows are held several times over while they are decoded."""
-_STEPS = (1, 2)
-"""Rows from the last asked for to this one that are walking, not jumping: who knows a frame already leaves it out."""
-
 MAX_PIXELS = 2**28
 """Bound on the pictures of a source whose digest shows that an earlier pass accepted it."""
 
@@ -82,7 +80,7 @@ class RowCache:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         with self._lock:
-            end = self._shard_end(row) if row - self._last in _STEPS else row + 1
+            end = self._shard_end(row) if row - self._last in WALKING else row + 1
             self._last = row
         while True:
             with self._lock:

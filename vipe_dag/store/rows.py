@@ -1,4 +1,4 @@
-"""Single rows of a sharded array at the cost of reading and decoding them: for random access, where Zarr's own machinery takes longer.
+"""Single rows of a sharded array at the cost of reading and decoding them, where Zarr's own machinery takes longer.
 
 It reads what the store's writer writes (`vipe_dag.codecs`): one chunk per row, the index of a shard at its end, see the sharding codec of
 Zarr v3 (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed). Nothing of it stays open between two rows.
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 ReadPart = Callable[[str, int, int | None], bytes | None]
 """(key below the generation, start, end) to bytes; a negative start counts from the end of the object; None: there is no such object."""
 
+WALKING = (1, 2)
+"""Rows from the last asked for to this one that are walking, not jumping: who knows a frame already leaves it out."""
+_AHEAD_BYTES = 2 * 2**20
+"""Of what is stored, most that is read at a time when walking: a request to a bucket costs as much time as a megabyte."""
 _ABSENT = 2**64 - 1
 _ENTRY = 16
 _CHECKSUM = 4
@@ -42,7 +46,8 @@ class OpenedGeneration:
 
 
 class RowReader:
-    """Rows of one array whose chunks are single rows. Indices of shards are kept (512 bytes each), rows are not.
+    """Rows of one array whose chunks are single rows. Indices of shards are kept (512 bytes each), decoded rows are not; walking forward
+    reads what is stored of the rows that follow, too. Safe to use from several threads.
 
     Raises StoreError for an array that another writer laid out or encoded.
     """
@@ -59,6 +64,9 @@ class RowReader:
         self._name = array.basename
         self._decode = _decoder(metadata.codecs[0].codecs, where)
         self._indices: dict[int, NDArray[np.uint64] | None] = {}
+        self._last = -1
+        self._ahead = (-1, 0, b"")
+        """Shard, where in it this begins, and what was read of it last."""
 
     def __len__(self) -> int:
         return self._shape[0]
@@ -83,14 +91,30 @@ class RowReader:
         index = self._indices[shard]
         if index is None or int(index[place, 0]) == _ABSENT:
             return np.full(self._shape[1:], self._fill, self._dtype)
-        start, length = (int(number) for number in index[place])
-        content = self._read_part(self._object(shard), start, start + length)
-        if content is None or len(content) != length:
+        content = self._content(row, shard, index[place:].astype(np.int64))
+        if len(content) != index[place, 1]:
             raise self._damaged(row, "the shard is shorter than its index says")
         try:
             return self._decode(content, self._dtype).reshape(self._shape[1:])
         except (ValueError, RuntimeError) as error:
             raise self._damaged(row, error) from error
+
+    def _content(self, row: int, shard: int, index: NDArray[np.int64]) -> bytes:
+        """What is stored of one row; index (n, 2): begin and length of it and of those that follow it in its shard."""
+        walking, self._last = row - self._last in WALKING, row
+        begin, length = (int(number) for number in index[0])
+        known, offset, content = self._ahead
+        if known == shard and offset <= begin and begin + length <= offset + len(content):
+            return content[begin - offset : begin - offset + length]
+        end = begin + length
+        for follows, more in index[1:] if walking else ():
+            if follows != end or end + more - begin > _AHEAD_BYTES:
+                break
+            end += int(more)
+        content = self._read_part(self._object(shard), begin, end) or b""
+        if walking:
+            self._ahead = (shard, begin, content)
+        return content[:length]
 
     def _object(self, shard: int) -> str:
         return f"{self._name}/{self._key((shard, *(0 for _ in self._shape[1:])))}"

@@ -275,7 +275,7 @@ class VideoStore:
         return StoredDepth(self.group(video_id, asset, fingerprint))
 
     def rows(self, video_id: str, asset: str, variable: str, fingerprint: str | None = None) -> RowReader:
-        """Single rows of a per-frame image, for random access; nothing is kept. Raises StoreError when there is no such variable."""
+        """Single rows of a per-frame image; none is kept decoded. Raises StoreError when there is no such variable."""
         return self.opened(video_id, asset, fingerprint).rows(variable)
 
     def opened(self, video_id: str, asset: str, fingerprint: str | None = None) -> OpenedGeneration:
