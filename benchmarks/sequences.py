@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,15 +40,36 @@ class Target:
 
 @dataclass(frozen=True)
 class Sequence:
-    """A named sequence: a file or folder (source), or a scene of vipe_dag.synthetic with its options. peer: whether the peer runs too."""
+    """A named sequence: a file or folder (source), or a scene of vipe_dag.synthetic with its options. over: what lies over its pictures,
+    one of OVER. peer: whether the peer runs too."""
 
     name: str
     source: Path | None = None
     scene: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    over: str = ""
     target: Target | None = None
     peer: bool = True
 
+
+def _caption(rgb: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
+    """White letters along the lower edge and coloured ones in the upper right corner, as of a dashboard camera or a broadcast."""
+    import cv2
+
+    drawn, (height, width) = rgb.copy(), rgb.shape[:2]
+    size = width / 480
+    cv2.putText(drawn, "REC 12:34 CAMERA 01", (10, height - 20), cv2.FONT_HERSHEY_SIMPLEX, 0.7 * size, (255, 255, 255), 2, cv2.LINE_AA)
+    cv2.putText(drawn, "NEWS", (width - width // 5, 40), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 200, 0), 3, cv2.LINE_AA)
+    return drawn
+
+
+def _fade(rgb: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
+    """From black within fifteen frames."""
+    return (rgb * min(1.0, row / 15)).astype(np.uint8)
+
+
+OVER: Mapping[str, Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]] = {"caption": _caption, "fade": _fade}
+"""What may lie over a picture (H, W, 3), by the number of its row."""
 
 _SHARP = Target(ate_percent=0.3, focal=1.0)
 _TURNING = Target(rotation=0.5, focal=1.0, still=True)
@@ -63,6 +84,10 @@ SYNTHETIC = (
     Sequence("syn_static", scene="static", options={**_PLACE, "n_frames": 40}, target=Target(rotation=0.1, focal=1.0, still=True)),
     Sequence("syn_shake", scene="shake", options=_PLACE, target=_SHARP),
     Sequence("syn_plain", scene="plain", options=_PLACE, target=_SHARP),
+    Sequence("syn_swerve", scene="swerve", options={**_ROAD, "n_frames": 80}, target=_SHARP),
+    Sequence("syn_turn", scene="turn_then_walk", options={**_PLACE, "n_frames": 90}, target=_SHARP),
+    Sequence("syn_caption", scene="street", options=_ROAD, over="caption", target=_SHARP),
+    Sequence("syn_fade", scene="room", options=_PLACE, over="fade", target=_SHARP),
     Sequence("syn_repeated", scene="hall", options=_PLACE, target=_SHARP),
     Sequence("syn_moving", scene="room_moving", options={**_PLACE, "moving_share": 0.3}, target=_SHARP),
     Sequence("syn_cut", scene="cut", options={**_ROAD, "n_frames": 80}, target=_SHARP),
@@ -135,7 +160,7 @@ def read_truth(prepared: Path) -> Truth:
 def prepare(sequence: Sequence, cache: Path) -> Path:
     """Render or decode a sequence into `cache`, unless an equal one is there already; returns its folder."""
     final = cache / sequence.name
-    recipe = json.dumps([sequence.scene, dict(sequence.options), str(sequence.source or "")], sort_keys=True)
+    recipe = json.dumps([sequence.scene, dict(sequence.options), str(sequence.source or ""), sequence.over], sort_keys=True)
     made = final / "recipe.json"
     if made.exists() and made.read_text() == recipe:
         return final
@@ -172,7 +197,8 @@ def _render(sequence: Sequence, folder: Path) -> None:
         for start in range(0, len(clip), 16):
             rows = range(start, min(start + 16, len(clip)))
             for row, rgb in zip(rows, pool.map(clip.rgb, rows), strict=True):
-                lines.append(f"{clip.time[row]:.6f} {_write(folder, row, rgb)}")
+                shown = OVER[sequence.over](rgb, row) if sequence.over else rgb
+                lines.append(f"{clip.time[row]:.6f} {_write(folder, row, shown)}")
     (folder / "rgb.txt").write_text("\n".join(lines) + "\n")
     synthetic.write_truth(clip, folder, depth_every=len(clip))
 

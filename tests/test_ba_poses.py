@@ -6,7 +6,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 
 from engine_worlds import angle_deg, clip, config, errors, frames, known, selected, solved
 from vipe_dag import synthetic
@@ -14,7 +13,7 @@ from vipe_dag.evaluate import trajectory
 from vipe_dag.results import BaPoses, Keyframes
 from vipe_dag.sequence import ArrayFrames
 from vipe_dag.stages import ba_poses, intrinsics, keyframes
-from vipe_dag.synthetic.trajectory import handheld
+from vipe_dag.synthetic.trajectory import handheld, turn_first
 
 MOVING = ["orbit", "room"]
 ALL = [*MOVING, "rotation", "static", "cut"]
@@ -247,12 +246,10 @@ def test_a_blind_first_frame_is_lost_and_the_others_do_not_hang_on_it() -> None:
 
 
 def test_every_frame_of_a_camera_that_first_turns_in_place_is_right() -> None:
-    count, turning = 60, 2.0
+    count = 60
     time = np.arange(count) / 15.0
     walk = handheld(((-1.7, 0.0, -2.2), (-0.4, 0.0, -2.7), (1.2, 0.0, -2.3), (1.8, 0.0, -0.6)), ((0.2, 0.5, 1.0),) * 4)
-    cam2world = walk(np.maximum(time - turning, 0.0))
-    angle = 0.5 * np.sin(2 * np.pi * np.minimum(time, turning) / turning)
-    cam2world[:, :3, :3] = cam2world[:, :3, :3] @ Rotation.from_rotvec(angle[:, None] * [0.0, 1.0, 0.0]).as_matrix()
+    cam2world = turn_first(walk, 2.0)(time)
     lens, shot = synthetic.camera(320, 180), np.zeros(count, np.int32)
     shown = synthetic.SyntheticClip("turn", (synthetic.room(seed=16),), shot, cam2world, lens, 15.0, supersample=1).frames()
     chosen = keyframes.select(shown, config().keyframes)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vipe_dag.calibration import Calibration
 from vipe_dag.synthetic import places
 from vipe_dag.synthetic.clip import SyntheticClip
-from vipe_dag.synthetic.trajectory import Path, companion, forward_drive, handheld, orbit, pure_rotation, still
+from vipe_dag.synthetic.trajectory import Path, companion, forward_drive, handheld, orbit, pure_rotation, still, turn_first
 from vipe_dag.synthetic.world import World
 
 BARREL = (-0.26, 0.07, 0.0006, -0.0004, 0.0)
@@ -73,6 +73,11 @@ def _street() -> World:
 
 
 @lru_cache(maxsize=1)
+def _narrow_street() -> World:
+    return places.street(seed=4)
+
+
+@lru_cache(maxsize=1)
 def _plain_room() -> World:
     return places.room(contrast=0.12)
 
@@ -113,6 +118,10 @@ def _static_street(_: float) -> World:
     return _street()
 
 
+def _static_narrow_street(_: float) -> World:
+    return _narrow_street()
+
+
 def _static_plain_room(_: float) -> World:
     return _plain_room()
 
@@ -137,6 +146,10 @@ SCENES: dict[str, Scene] = {
     "straight": Scene(
         (_Shot(_static_street, forward_drive((0.4, 0.0, 0.0), speed=6.0, sway=0.0, yaw=0.0)),), n_frames=80, fps=10.0, longest=18.0
     ),
+    "swerve": Scene(
+        (_Shot(_static_narrow_street, forward_drive((0.2, 0.0, 0.0), speed=5.0, sway=0.6, yaw=0.35)),), n_frames=80, fps=10.0, longest=18.0
+    ),
+    "turn_then_walk": Scene((_Shot(_static_room, turn_first(_walk(), 2.5)),)),
     "shake": Scene((_Shot(_static_room, _walk(shake=8.0)),), shutter=0.5, exposure=0.25),
     "plain": Scene((_Shot(_static_plain_room, _walk()),), noise=1.5),
     "hall": Scene((_Shot(_static_hall, forward_drive((0.2, 0.0, 0.0), speed=1.5)),), longest=35.0),

@@ -108,6 +108,19 @@ def pure_rotation(eye: ArrayLike, yaw: float = 0.6, pitch: float = 0.15, period:
     return path
 
 
+def turn_first(path: Path, seconds: float, yaw: float = 0.5) -> Path:
+    """A camera that pans to both sides by `yaw` radians for some seconds, where `path` begins, before it follows `path`."""
+
+    def turned(time: Array) -> Array:
+        t = np.atleast_1d(np.asarray(time, np.float64))
+        pose = path(np.maximum(t - seconds, 0.0))
+        angle = yaw * np.sin(2 * np.pi * np.minimum(t, seconds) / seconds)
+        pose[:, :3, :3] = pose[:, :3, :3] @ Rotation.from_rotvec(angle[:, None] * [0.0, 1.0, 0.0]).as_matrix()
+        return pose
+
+    return turned
+
+
 def still(eye: ArrayLike, target: ArrayLike) -> Path:
     """A camera on a tripod."""
     pose = look_at(eye, target)
