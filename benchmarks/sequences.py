@@ -75,6 +75,7 @@ _SHARP = Target(ate_percent=0.3, focal=1.0)
 _TURNING = Target(rotation=0.5, focal=1.0, still=True)
 _PLACE: Mapping[str, Any] = {"n_frames": 60, "width": 640, "height": 480, "fps": 15.0}
 _ROAD: Mapping[str, Any] = {**_PLACE, "fps": 10.0}
+_CAMCORDER: Mapping[str, Any] = {"n_frames": 80, "width": 480, "height": 270, "fps": 10.0, "noise": 1.0, "supersample": 1}
 
 SYNTHETIC = (
     Sequence("syn_drive", scene="street", options=_ROAD, target=_SHARP),
@@ -84,9 +85,9 @@ SYNTHETIC = (
     Sequence("syn_static", scene="static", options={**_PLACE, "n_frames": 40}, target=Target(rotation=0.1, focal=1.0, still=True)),
     Sequence("syn_shake", scene="shake", options=_PLACE, target=_SHARP),
     Sequence("syn_plain", scene="plain", options=_PLACE, target=_SHARP),
-    Sequence("syn_swerve", scene="swerve", options={**_ROAD, "n_frames": 80}, target=_SHARP),
+    Sequence("syn_swerve", scene="swerve", options=_CAMCORDER, target=_SHARP),
     Sequence("syn_turn", scene="turn_then_walk", options={**_PLACE, "n_frames": 90}, target=_SHARP),
-    Sequence("syn_caption", scene="street", options=_ROAD, over="caption", target=_SHARP),
+    Sequence("syn_caption", scene="swerve", options=_CAMCORDER, over="caption", target=_SHARP),
     Sequence("syn_fade", scene="room", options=_PLACE, over="fade", target=_SHARP),
     Sequence("syn_repeated", scene="hall", options=_PLACE, target=_SHARP),
     Sequence("syn_moving", scene="room_moving", options={**_PLACE, "moving_share": 0.3}, target=_SHARP),

@@ -135,7 +135,7 @@ class Reduced:
         count = 6 * self.pattern.cameras
         border = self.border[:-1].reshape(count, self.n)
         if self.pattern.cameras > DENSE_CAMERAS:
-            factor = _factor(self._sparse() + sparse.diags_array(added[:count].cpu().numpy()))
+            factor = _factor(self._sparse(added[:count].cpu().numpy()))
             return torch.from_numpy(factor.solve(border.cpu().numpy())).to(border)
         return torch.linalg.solve(self.dense()[:count, :count] + torch.diag(added[:count]), border)
 
@@ -144,17 +144,19 @@ class Reduced:
         count = 6 * self.pattern.cameras
         border = self.border[:-1].reshape(count, self.n).cpu().numpy()
         right = np.column_stack([border, self.poses[:-1].ravel().cpu().numpy()])
-        solved = _factor(self._sparse() + sparse.diags_array(added[:count])).solve(right)
+        solved = _factor(self._sparse(added[:count])).solve(right)
         corner = self.corner.cpu().numpy() + np.diag(added[count:]) - border.T @ solved[:, :-1]
         shared = np.linalg.solve(corner, self.shared.cpu().numpy() - border.T @ solved[:, -1])
         return torch.from_numpy(np.concatenate([solved[:, -1] - solved[:, :-1] @ shared, shared]))
 
-    def _sparse(self) -> Any:
-        """P as a sparse array."""
+    def _sparse(self, added: NDArray[np.float64]) -> Any:
+        """P + diag(added) as a sparse array in rows."""
         count = self.pattern.cameras
         start = np.searchsorted(self.pattern.rows.cpu().numpy(), np.arange(count + 1))
         blocks = (self.blocks[:-1].cpu().numpy(), self.pattern.columns.cpu().numpy(), start)
-        return sparse.bsr_array(blocks, shape=(6 * count, 6 * count))
+        matrix = sparse.bsr_array(blocks, shape=(6 * count, 6 * count)).tocsr()
+        matrix.setdiag(matrix.diagonal() + added)
+        return matrix
 
     def variance(self, gauge: Tensor, added: Tensor) -> Tensor:
         """Diagonal (6 N + n,) of the inverse of matrix + diag(added), with no motion along gauge (6 N + n,) of length 1 or 0.
@@ -172,11 +174,11 @@ class Reduced:
         asked for (S-transformation; Baarda 1973): a multiplier for the gauge would need pivots, which fill the factors."""
         count = 6 * self.pattern.cameras
         border, along = self.border[:-1].reshape(count, self.n).cpu().numpy(), gauge[:count]
-        poses = self._sparse() + sparse.diags_array(added[:count])
+        poses = self._sparse(added[:count])
         if along.any():
-            held = np.zeros(count)
-            held[np.abs(along).argmax()] = np.abs(poses.diagonal()).max()
-            poses = poses + sparse.diags_array(held)
+            held = poses.diagonal()
+            held[np.abs(along).argmax()] += np.abs(held).max()
+            poses.setdiag(held)
         factor = _factor(poses)
         by_shared = factor.solve(border)
         shared = np.linalg.inv(self.corner.cpu().numpy() + np.diag(added[count:]) - border.T @ by_shared)
@@ -203,8 +205,9 @@ def _add_at(out: Tensor, index: Tensor, rows: Tensor) -> None:
 
 
 def _factor(matrix: Any) -> Any:
-    """LU of a symmetric positive definite sparse matrix, which keeps to its diagonal."""
-    return splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    """LU of a symmetric positive definite sparse matrix in rows, which keeps to its diagonal. Its rows serve as columns, without a copy."""
+    columns = sparse.csc_array((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
+    return splu(columns, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
 
 def places(sources: Tensor, destinations: Tensor, chunks: Sequence[slice], slot: Tensor, cameras: int) -> list[Tensor]:
