@@ -125,6 +125,7 @@ class Measurements:
         self._luma = Cache(max(2 * cache, min(_LUMA_ROWS, _LUMA_BYTES // (frames.width * frames.height))))
         self._tracker = Cache(cache)
         self._flow = Cache(2 * cache)
+        self._checks = Cache(2 * cache)
         self._matches: dict[tuple[int, int], NDArray[np.int16]] = {}
 
     def add(self, rows: Sequence[int], progress: Callable[[], None] | None = None) -> list[int]:
@@ -142,7 +143,7 @@ class Measurements:
         """Give up features, half of what a keyframe holds, and pictures: from here on no pair is matched, and rows are read anew."""
         self.features.clear()
         self._matches.clear()
-        for cache in (self._luma, self._tracker, self._flow):
+        for cache in (self._luma, self._tracker, self._flow, self._checks):
             cache.items.clear()
 
     def _points(self, row: int) -> tuple[KeyframePoints, Features]:
@@ -192,14 +193,21 @@ class Measurements:
     def _step(self, uv: Array, source: int, destination: int) -> Array:
         """Where pixels of a keyframe are in another: as dense flow says or, where the verified match next to them contradicts it, as that
         moved. Flow loses what passes close by, and comes back from there to where it set out."""
-        rows = self.keyframes[source].row, self.keyframes[destination].row
-        guess, pairs = self.carry(uv, *rows), self.matches(source, destination)
-        if not len(pairs):
+        guess = self.carry(uv, self.keyframes[source].row, self.keyframes[destination].row)
+        known = self._checks.get((source, destination), lambda: self._check(source, destination))
+        if known is None:
             return guess
+        places, moved, missed = known
+        nearest = places.query(uv)[1]
+        return np.where(missed[nearest, None], uv + moved[nearest], guess).astype(np.float32)
+
+    def _check(self, source: int, destination: int) -> tuple[cKDTree, Array, NDArray[np.bool_]] | None:
+        """Where the verified matches of a pair are (M,), how they moved (M, 2) and which of them flow misses (M,); None: it misses none."""
+        pairs = self.matches(source, destination)
         here, there = self.features[source].uv[pairs[:, 0]], self.features[destination].uv[pairs[:, 1]]
-        missed = np.linalg.norm(self.carry(here, *rows) - there, axis=1) > _CONTRADICTION * self.unit
-        nearest = cKDTree(here).query(uv)[1]
-        return np.where(missed[nearest, None], uv + (there - here)[nearest], guess).astype(np.float32)
+        carried = self.carry(here, self.keyframes[source].row, self.keyframes[destination].row)
+        missed = np.linalg.norm(carried - there, axis=1) > _CONTRADICTION * self.unit
+        return (cKDTree(here), there - here, missed) if missed.any() else None
 
     def follow(self, source: int, row: int, guess: Array, level: int = 1, which: NDArray[np.intp] | None = None) -> tuple[Array, Array]:
         """Grid corners of a keyframe refined in any row from a guess (G, 2): target (G, 2), weight (G,). which (G,): these, not all."""
