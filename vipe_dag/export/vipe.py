@@ -24,6 +24,7 @@ from vipe_dag.export.straight import Straight
 from vipe_dag.export.target import complete_folder
 from vipe_dag.mei import MAX_LENS_ERROR_PX, to_mei
 from vipe_dag.store import VideoStore
+from vipe_dag.store.rows import AHEAD_BYTES
 from vipe_dag.vipe_layout import Layout
 
 
@@ -91,7 +92,7 @@ def _write_masks(layout: Layout, store: VideoStore, estimate: Estimate, view: St
     if "instance" not in opened.group:
         return
     layout.mask.parent.mkdir()
-    rows, size = opened.rows("instance"), (estimate.source.height, estimate.source.width)
+    rows, size = opened.rows("instance", AHEAD_BYTES), (estimate.source.height, estimate.source.width)
     with zipfile.ZipFile(layout.mask, "w", zipfile.ZIP_STORED) as archive:
         for row in range(len(rows)):
             numbers = nearest_pixels(rows.row(row), *size)

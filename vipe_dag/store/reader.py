@@ -17,7 +17,7 @@ import vipe_dag.codecs  # noqa: F401  registers the image codec, also where the 
 from vipe_dag.errors import SourceError, StoreError
 from vipe_dag.schema import COORDINATES, SHARD_FRAMES, asset_schema
 from vipe_dag.sequence import FrameSequence, luma
-from vipe_dag.store.rows import WALKING
+from vipe_dag.store.rows import AHEAD_BYTES, WALKING
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -131,7 +131,7 @@ class StoredFrames:
     def __init__(self, opened: OpenedGeneration, cache_bytes: int = CACHE_BYTES) -> None:
         group = opened.group
         self._rgb = RowCache(stored_array(group, "rgb"), cache_bytes)
-        self._luma = opened.rows("luma") if "luma" in group else None
+        self._luma = opened.rows("luma", AHEAD_BYTES) if "luma" in group else None
         self._shape = stored_array(group, "rgb").shape
         self._frame = np.asarray(stored_array(group, "frame")[:], np.int64)
         self._time = np.asarray(stored_array(group, "time")[:], np.float64)

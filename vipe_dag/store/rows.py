@@ -23,8 +23,8 @@ ReadPart = Callable[[str, int, int | None], bytes | None]
 
 WALKING = (1, 2)
 """Rows from the last asked for to this one that are walking, not jumping: who knows a frame already leaves it out."""
-_AHEAD_BYTES = 2 * 2**20
-"""Of what is stored, most that is read at a time when walking: a request to a bucket costs as much time as a megabyte."""
+AHEAD_BYTES = 2 * 2**20
+"""What to read at a time when many rows will be walked through: a request to a bucket costs as much time as a megabyte."""
 _ABSENT = 2**64 - 1
 _ENTRY = 16
 _CHECKSUM = 4
@@ -38,22 +38,24 @@ class OpenedGeneration:
     read_part: ReadPart
     where: str
 
-    def rows(self, variable: str) -> RowReader:
-        """Single rows of a per-frame image. Raises StoreError when there is no such variable."""
+    def rows(self, variable: str, ahead_bytes: int = 0) -> RowReader:
+        """Single rows of a per-frame image; `ahead_bytes` as in RowReader. Raises StoreError when there is no such variable."""
         from vipe_dag.store.reader import stored_array
 
-        return RowReader(stored_array(self.group, variable), self.read_part, self.where)
+        return RowReader(stored_array(self.group, variable), self.read_part, self.where, ahead_bytes)
 
 
 class RowReader:
-    """Rows of one array whose chunks are single rows. Indices of shards are kept (512 bytes each), decoded rows are not; walking forward
-    reads what is stored of the rows that follow, too. Safe to use from several threads.
+    """Rows of one array whose chunks are single rows. Indices of shards are kept (512 bytes each), decoded rows are not. Safe to use from
+    several threads.
+
+    ahead_bytes: for those who will want the rows that follow; a step forward then reads as much as this of what is stored of them, too.
 
     Raises StoreError for an array that another writer laid out or encoded.
     """
 
-    def __init__(self, array: zarr.Array[Any], read_part: ReadPart, where: str) -> None:
-        self._read_part, self._where = read_part, where
+    def __init__(self, array: zarr.Array[Any], read_part: ReadPart, where: str, ahead_bytes: int = 0) -> None:
+        self._read_part, self._where, self._ahead_bytes = read_part, where, ahead_bytes
         self._shape, self._dtype = tuple(array.shape), array.dtype
         if array.shards is None or array.chunks != (1, *self._shape[1:]) or array.shards[1:] != self._shape[1:]:
             raise StoreError(f"{where}: expected one chunk per frame in shards, found chunks {array.chunks}, shards {array.shards}")
@@ -101,14 +103,14 @@ class RowReader:
 
     def _content(self, row: int, shard: int, index: NDArray[np.int64]) -> bytes:
         """What is stored of one row; index (n, 2): begin and length of it and of those that follow it in its shard."""
-        walking, self._last = row - self._last in WALKING, row
+        walking, self._last = self._ahead_bytes > 0 and row - self._last in WALKING, row
         begin, length = (int(number) for number in index[0])
         known, offset, content = self._ahead
         if known == shard and offset <= begin and begin + length <= offset + len(content):
             return content[begin - offset : begin - offset + length]
         end = begin + length
         for follows, more in index[1:] if walking else ():
-            if follows != end or end + more - begin > _AHEAD_BYTES:
+            if follows != end or end + more - begin > self._ahead_bytes:
                 break
             end += int(more)
         content = self._read_part(self._object(shard), begin, end) or b""
