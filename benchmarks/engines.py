@@ -79,7 +79,9 @@ def run_ours(folder: Path, out: Path, given: bool) -> None:
     seen = poses.tracked
     camera = Calibration(poses.camera_model, poses.params, frames.width, frames.height)
     flags = tuple(dict.fromkeys(poses.flags))
-    Estimate(len(frames), frames.time[seen], poses.cam2world[seen], poses.segment[seen], camera, flags, seconds).save(out)
+    Estimate(
+        len(frames), frames.time[seen], poses.cam2world[seen], poses.segment[seen], poses.position_std[seen], camera, flags, seconds
+    ).save(out)
 
 
 def _times(folder: Path) -> dict[str, float]:
@@ -108,7 +110,7 @@ def run_features(folder: Path, out: Path) -> None:
 
 
 def _nothing(frames: int, seconds: float) -> Estimate:
-    return Estimate(frames, np.zeros(0), np.zeros((0, 4, 4)), np.zeros(0, np.int32), None, (), seconds)
+    return Estimate(frames, np.zeros(0), np.zeros((0, 4, 4)), np.zeros(0, np.int32), np.zeros(0), None, (), seconds)
 
 
 def run_mapper(folder: Path, out: Path, engine: str, features: Path) -> None:
@@ -141,7 +143,8 @@ def run_mapper(folder: Path, out: Path, engine: str, features: Path) -> None:
     # COLMAP has pixel centres at halves
     params = np.array([f, f, cx - 0.5, cy - 0.5, k, 0, 0, 0, 0])
     lens = Calibration("brown", params, camera.width, camera.height)
-    Estimate(len(times), stamps, cam2world, np.zeros(len(images), np.int32), lens, (), seconds).save(out)
+    untold = np.full(len(images), np.nan)
+    Estimate(len(times), stamps, cam2world, np.zeros(len(images), np.int32), untold, lens, (), seconds).save(out)
 
 
 def main() -> None:

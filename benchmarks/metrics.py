@@ -42,6 +42,7 @@ class Metric:
 POSED, ATE, ATE_PERCENT = "posed", "ate", "ate_percent"
 RPE, RPE_ROTATION, ROTATION = "rpe", "rpe_rotation", "rotation"
 FOCAL, DISTORTION, FPS, PEAK = "focal", "distortion", "fps", "peak_mb"
+STD_RANK = "std_rank"
 ATE_RATIO, SPEED_RATIO, MEMORY_RATIO = "ate_ratio", "speed_ratio", "memory_ratio"
 
 METRICS = (
@@ -53,6 +54,7 @@ METRICS = (
     Metric(ROTATION, "rotation", "deg", "lower", tolerance=0.15, slack=0.03),
     Metric(FOCAL, "focal", "% error", "lower", tolerance=0.15, slack=0.2),
     Metric(DISTORTION, "distortion", "px error", "lower", tolerance=0.15, slack=0.1),
+    Metric(STD_RANK, "std and error", "rank correlation", "higher", gated=False),
     Metric(FPS, "speed", "frames/s", "higher", gated=False),
     Metric(PEAK, "peak RSS", "MB", "lower", gated=False),
     Metric(ATE_RATIO, "ATE / peer", "ratio", "lower", tolerance=0.3, slack=0.3),

@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,15 +49,7 @@ def measure(clip: Clip, folder: Path, work: Path, with_peer: bool, given: bool) 
             else:
                 peers.append(_outcome(clip, mapper, folder, work, features, extracted.peak_mb))
     if peers:
-        ours = Outcome(
-            clip.name,
-            ours.engine,
-            {**ours.figures, **metrics.ratios(ours.figures, peers[0].figures)},
-            ours.flags,
-            ours.verdict,
-            ours.missed,
-            ours.problem,
-        )
+        ours = replace(ours, figures={**ours.figures, **metrics.ratios(ours.figures, peers[0].figures)})
     yield ours
     if given and read_truth(folder).camera is not None:
         yield _outcome(clip, engines.GIVEN, folder, work)
@@ -71,8 +64,11 @@ def _outcome(clip: Clip, engine: str, folder: Path, work: Path, features: Path |
     estimate = Estimate.load(out)
     still = clip.target is not None and clip.target.still
     figures = scores.score(estimate, read_truth(folder), max(peak_mb, finished.peak_mb), still)
+    std, error = scores.uncertainty(estimate, read_truth(folder))
+    if len(std) > 2:
+        figures[metrics.STD_RANK] = scores.rank_correlation(std, error)
     verdict, missed = scores.judge(figures, estimate.flags, clip.target)
-    return Outcome(clip.name, engine, figures, estimate.flags, verdict, missed)
+    return Outcome(clip.name, engine, figures, estimate.flags, verdict, missed, "", tuple(std.tolist()), tuple(error.tolist()))
 
 
 def baseline_of(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
@@ -92,8 +88,18 @@ def gate(outcomes: Sequence[Outcome], with_peer: bool, baseline: Path = BASELINE
     """What is worse than the baseline allows, a line each; sequences that the baseline does not know pass."""
     ours = [outcome for outcome in outcomes if outcome.engine == engines.OURS]
     failed = [f"{outcome.sequence}: {outcome.problem}" for outcome in ours if outcome.problem]
+    whole = {sequence.name for sequence in SYNTHETIC} <= {outcome.sequence for outcome in ours}
+    if whole and not (rank := told_rank(ours)) >= scores.STD_RANK_ASKED:
+        failed.append(f"position_std over the rendered set: rank correlation {rank:.2f} with the error; asked {scores.STD_RANK_ASKED}")
     found = {outcome.sequence: outcome.figures for outcome in ours if not outcome.problem}
     return failed + [str(one) for one in metrics.regressions(found, json.loads(baseline.read_text()), with_peer)]
+
+
+def told_rank(outcomes: Sequence[Outcome]) -> float:
+    """Rank correlation of position_std with the true error over all frames of the rendered sequences that ran, by our engine."""
+    rendered = {sequence.name for sequence in (*SYNTHETIC, LONG)}
+    ours = [outcome for outcome in outcomes if outcome.engine == engines.OURS and outcome.sequence in rendered]
+    return scores.rank_correlation(*([value for outcome in ours for value in getattr(outcome, name)] for name in ("std", "error")))
 
 
 def update_baseline(outcomes: Sequence[Outcome], baseline: Path = BASELINE) -> None:
@@ -162,6 +168,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 if arguments.markdown:
                     arguments.markdown.write_text(tables.markdown(outcomes))
     tables.show(outcomes, console)
+    console.print(f"position_std and error over all rendered frames: rank correlation {told_rank(outcomes):.2f}", highlight=False)
     if arguments.update_baseline:
         update_baseline(outcomes)
     if not arguments.gate:

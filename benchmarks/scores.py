@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
+from scipy.stats import spearmanr
 
 from benchmarks import metrics
 from benchmarks.estimates import Estimate
@@ -27,7 +29,8 @@ FOCAL_FLAGS = frozenset({"focal_unobservable", "focal_uncertain"})
 
 @dataclass(frozen=True)
 class Outcome:
-    """One engine on one sequence: figures by metric, flags, verdict ('' where nothing is asked), what was missed, why it failed."""
+    """One engine on one sequence: figures by metric, flags, verdict ('' where nothing is asked), what was missed, why it failed; std,
+    error: of each position that is known to move, in the unit of the reference: standard deviation told, and error after alignment."""
 
     sequence: str
     engine: str
@@ -36,6 +39,32 @@ class Outcome:
     verdict: Verdict = ""
     missed: tuple[str, ...] = ()
     problem: str = ""
+    std: tuple[float, ...] = ()
+    error: tuple[float, ...] = ()
+
+
+STD_RANK_ASKED = 0.6
+"""Rank correlation of what is told with what is wrong, over all frames of the rendered set."""
+
+
+def uncertainty(estimate: Estimate, truth: Truth) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Standard deviations (n,) of the positions of the estimate, in the unit of the reference, and their errors (n,) after alignment; none
+    where it tells none or does not move."""
+    told = np.isfinite(estimate.position_std) & (estimate.position_std > 0)
+    if truth.time is None or truth.cam2world is None or not told.any():
+        return np.zeros(0), np.zeros(0)
+    try:
+        _, aligned = compare(estimate.time, estimate.cam2world, truth.time, truth.cam2world, segment=estimate.segment)
+    except EstimationError:
+        return np.zeros(0), np.zeros(0)
+    std = np.concatenate([segment.scale * np.where(told, estimate.position_std, 0.0)[segment.rows] for segment in aligned])
+    error = np.concatenate([np.linalg.norm((segment.estimate - segment.reference)[:, :3, 3], axis=1) for segment in aligned])
+    return std[std > 0], error[std > 0]
+
+
+def rank_correlation(std: ArrayLike, error: ArrayLike) -> float:
+    """Spearman's, of what is told with what is wrong; NaN below three frames."""
+    return float(spearmanr(std, error).statistic) if len(np.atleast_1d(std)) > 2 else float("nan")
 
 
 def score(estimate: Estimate, truth: Truth, peak_mb: float, still: bool = False) -> dict[str, float]:

@@ -43,7 +43,7 @@ def test_positions_are_as_uncertain_as_they_are_wrong(name: str) -> None:
     aligned = trajectory.align(found.cam2world, clip(name).cam2world)
     miss = np.sqrt(np.square(aligned.estimate[:, :3, 3] - aligned.reference[:, :3, 3]).sum(1).mean())
     told = aligned.scale * np.sqrt(np.square(found.position_std).mean())
-    assert miss / 4 < told < 30 * miss
+    assert miss / 3 < told < 10 * miss
 
 
 @pytest.mark.parametrize("name", ALL)

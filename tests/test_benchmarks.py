@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def walk(count: int = 12) -> tuple[np.ndarray, np.ndarray]:
 
 
 def estimate(poses_of: np.ndarray, time: np.ndarray, frames: int, lens: Calibration | None = None) -> Estimate:
-    return Estimate(frames, time, poses_of, np.zeros(len(time), np.int32), lens, (), 2.0)
+    return Estimate(frames, time, poses_of, np.zeros(len(time), np.int32), np.full(len(time), np.nan), lens, (), 2.0)
 
 
 # -- the verdict ---------------------------------------------------------------------------------------------------------------------------
@@ -127,13 +128,31 @@ def test_the_distortion_error_is_the_shift_of_pixels_that_the_coefficients_cause
     assert scores.distortion_error(camera(focal=330.0), camera()) == pytest.approx(0, abs=1e-9)
 
 
+def test_what_is_told_of_positions_is_compared_with_their_errors_in_the_unit_of_the_reference() -> None:
+    time, cam2world = walk(40)
+    std = np.geomspace(1e-4, 1e-2, 40)
+    moved = cam2world.copy()
+    moved[:, :3, 3] = 0.5 * (cam2world[:, :3, 3] + std[:, None] * np.random.default_rng(0).standard_normal((40, 3)))
+    told = replace(estimate(moved, time, 40), position_std=0.5 * std)
+    found, error = scores.uncertainty(told, Truth(time, cam2world, None))
+    np.testing.assert_allclose(found, std, rtol=0.05)
+    assert scores.rank_correlation(found, error) > 0.8
+    assert np.median(error / found) == pytest.approx(1.5, abs=0.5)
+
+
+def test_an_engine_that_tells_no_uncertainty_has_none_compared() -> None:
+    time, cam2world = walk()
+    assert [len(part) for part in scores.uncertainty(estimate(cam2world, time, 12), Truth(time, cam2world, None))] == [0, 0]
+
+
 def test_an_estimate_survives_its_file(tmp_path: Path) -> None:
     time, cam2world = walk()
-    saved = Estimate(20, time, cam2world, np.arange(12, dtype=np.int32), camera(k1=0.1), ("static",), 3.5)
+    saved = Estimate(20, time, cam2world, np.arange(12, dtype=np.int32), np.linspace(0, 1, 12), camera(k1=0.1), ("static",), 3.5)
     saved.save(tmp_path / "e.npz")
     found = Estimate.load(tmp_path / "e.npz")
     np.testing.assert_array_equal(found.cam2world, cam2world)
     np.testing.assert_array_equal(found.segment, saved.segment)
+    np.testing.assert_array_equal(found.position_std, saved.position_std)
     assert found.camera is not None
     np.testing.assert_array_equal(found.camera.params, camera(k1=0.1).params)
     assert (found.frames, found.flags, found.seconds) == (20, ("static",), 3.5)
@@ -194,6 +213,18 @@ def test_the_gate_names_what_failed_to_run_and_ignores_the_peer(tmp_path: Path) 
         Outcome("a", engines.INCREMENTAL, {}, problem="crashed"),
     ]
     assert poses.gate(outcomes, True, tmp_path / "b.json") == ["a: ValueError: no"]
+
+
+def test_the_gate_asks_that_uncertainty_tells_errors_apart_over_the_whole_rendered_set(tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text("{}")
+    std = tuple(np.linspace(1.0, 2.0, 10).tolist())
+    good, bad = (
+        [Outcome(sequence.name, engines.OURS, {}, std=std, error=error) for sequence in sequences.SYNTHETIC] for error in (std, std[::-1])
+    )
+    assert poses.gate(good, False, tmp_path / "b.json") == []
+    assert poses.gate(bad[1:], False, tmp_path / "b.json") == []
+    (line,) = poses.gate(bad, False, tmp_path / "b.json")
+    assert "rank correlation -1.00" in line
 
 
 def test_updating_the_baseline_keeps_what_was_not_measured(tmp_path: Path) -> None:

@@ -367,14 +367,43 @@ def dense_covariance(world: Rig, scale: float) -> Tensor:
     return torch.linalg.inv(H + torch.outer(null, null) * H.diagonal().max())
 
 
+def beyond_similarities(state: State) -> Tensor:
+    """What takes out of motions of K cameras (3 K,) the similarity that fits them best."""
+    moves = bundle.similarities(state).flatten(0, 1)
+    return torch.eye(len(moves), dtype=moves.dtype) - moves @ torch.linalg.pinv(moves)
+
+
 def test_the_posterior_is_the_inverse_of_the_dense_hessian() -> None:
     world = rig(keyframes=4, points=15, turn=0.1, intrinsics=(focal(0.3),))
     found = bundle.posterior(world.problem, world.truth, 1e3)
-    variance = dense_covariance(world, 1e3).diagonal()
-    wanted = variance[:18].view(3, 6)[:, :3].sum(1).sqrt()
-    assert torch.allclose(found.position_std[1:], wanted, rtol=1e-3)
-    assert float(found.position_std[0]) == 0.0
-    assert float(found.intrinsic_std[0]) == pytest.approx(float(variance[-1].sqrt()), rel=1e-3)
+    covariance = dense_covariance(world, 1e3)
+    positions = torch.zeros(12, 12, dtype=torch.float64)
+    positions[3:, 3:] = covariance[:18, :18].view(3, 6, 3, 6)[:, :3, :, :3].reshape(9, 9)
+    rest = beyond_similarities(world.truth)
+    wanted = (rest @ positions @ rest.T).diagonal().view(4, 3).sum(1).sqrt()
+    assert torch.allclose(found.position_std, wanted, rtol=1e-3)
+    assert float(found.intrinsic_std[0]) == pytest.approx(float(covariance[-1, -1].sqrt()), rel=1e-3)
+
+
+def test_beside_several_fixed_cameras_the_posterior_is_of_what_is_free() -> None:
+    world = rig(keyframes=5, points=15, turn=0.1, fixed=(0, 2))
+    covariance = torch.linalg.inv(normal_equations(world.problem, world.truth, 1e3)[0])
+    wanted = covariance.diagonal()[:18].view(3, 6)[:, :3].sum(1).sqrt()
+    found = bundle.posterior(world.problem, world.truth, 1e3).position_std
+    assert torch.allclose(found[torch.tensor([1, 3, 4])], wanted, rtol=1e-3)
+    assert found[[0, 2]].tolist() == [0.0, 0.0]
+
+
+def test_similarities_move_cameras_as_their_tangents_say() -> None:
+    """Each column is the derivative of the tangent along a shift, a turn about the mean of the positions, or a growth around it."""
+    state = rig(keyframes=4, turn=0.3).truth
+    centre, moves, small = centres(state), bundle.similarities(state), 1e-6
+    arm = centre - centre.mean(0)
+    size = arm.square().sum(-1).mean().sqrt()
+    for column, move in enumerate(torch.eye(7, dtype=torch.float64)):
+        shifted = centre + small * (move[:3] + (torch.linalg.cross(move[3:6].expand_as(arm), arm) + move[6] * arm) / size)
+        wanted = -(state.rotation @ (shifted - centre).unsqueeze(-1)).squeeze(-1) / small
+        assert torch.allclose(moves[..., column], wanted, atol=1e-6)
 
 
 def test_the_posterior_is_the_spread_of_repeated_measurements() -> None:
@@ -385,12 +414,11 @@ def test_the_posterior_is_the_spread_of_repeated_measurements() -> None:
     for seed in range(60):
         state, _ = bundle.solve(world.noisy(sigma, seed).problem, truth, Schedule((1e3,), (5,), tolerance=1e-5))
         focals.append(float(torch.log(state.params[0] / truth.params[0])))
-        found_centre, centre = centres(state), centres(truth)
-        scale = float(centre.square().sum() / (found_centre * centre).sum())
-        positions.append((found_centre * scale - centre).square().sum(1))
+        moved = truth.rotation @ (centres(state) - centres(truth)).unsqueeze(-1)
+        positions.append((beyond_similarities(truth) @ moved.ravel()).view(4, 3).square().sum(1))
     spread = torch.stack(positions).mean(0).sqrt()
     assert float(np.std(focals)) == pytest.approx(sigma * float(found.intrinsic_std[0]), rel=0.3)
-    assert torch.allclose(spread[1:], sigma * found.position_std[1:], rtol=0.3)
+    assert torch.allclose(spread, sigma * found.position_std, rtol=0.3)
 
 
 def test_the_posterior_of_a_focal_length_that_nothing_shows_is_its_prior() -> None:

@@ -67,7 +67,8 @@ class BaPoses:
     """Cameras of every frame and the sparse inverse depth of keyframes, from bundle adjustment.
 
     cam2world (T, 4, 4) float64, OpenCV axes, one arbitrary scale per segment; tracked (T,) bool; segment (T,) int32;
-    position_std (T,) float64 in the same unit as translations, NaN where not tracked; frame_residual_px, inlier_share (T,) float32;
+    position_std (T,) float64 in the same unit as translations, after the similarity that fits the positions of the segment to the truth
+    best, so that its RMS is the ATE to be expected; NaN where not tracked; frame_residual_px, inlier_share (T,) float32;
     keyframe (K,) int64 rows; point_uv (K, gy, gx, 2) float32 pixel of each grid point in its keyframe; inverse_depth (K, gy, gx) float32
     (1 / z-depth); valid (K, gy, gx) bool; residual_px (K, gy, gx) float32; params, params_std (9,) float64 at working resolution;
     parallax (S,) bool, per segment: was a translation observable; residual_px_median float; iterations int.

@@ -29,6 +29,8 @@ from vipe_kernels.reduced import Pattern, Reduced, order_in_source, places
 
 SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "cx": (2,), "cy": (3,), "k1": (4,), "k2": (5,)}
 """Entries of the 9-vector of parameters that an intrinsic moves."""
+_SAME = 1e-9
+"""Similarities that differ by a smaller share move the cameras alike, as turns about a straight path do."""
 _CHUNK_ROWS = 150_000
 _GPU_CHUNK_ROWS = 2_000_000
 """Measurements handled at a time on a GPU: enough to fill it, in a few hundred megabytes."""
@@ -689,8 +691,9 @@ def solve(problem: Problem, state: State, schedule: Schedule) -> tuple[State, Re
 class Posterior:
     """Uncertainty at a solution, for unit noise of a measurement of weight 1 (pixels); multiply by the noise found.
 
-    position_std (K,) in the unit of translation, relative to the fixed keyframes; intrinsic_std (n,), log focal or k;
-    depth_std (K, P): of each inverse depth with the cameras held.
+    position_std (K,) in the unit of translation: with one fixed keyframe, which only chooses the world, after the similarity that fits all
+    positions to the truth best, as trajectories are compared, so that their RMS is the ATE to be expected; with more, relative to those.
+    intrinsic_std (n,), log focal or k; depth_std (K, P): of each inverse depth with the cameras held.
     """
 
     position_std: Tensor
@@ -699,21 +702,35 @@ class Posterior:
 
 
 def posterior(problem: Problem, state: State, scale: float) -> Posterior:
-    """Posterior of the free unknowns from the reduced system, at robust scale `scale` pixels.
-
-    The gauge is held by the fixed poses and, where there is only one, for scale by a constraint along the direction that multiplies all
-    translations.
-    """
+    """Posterior of the free unknowns from the reduced system, at robust scale `scale` pixels."""
     plan = _Plan.of(problem)
     system = _build(problem, state, scale, plan)
-    free, gauge = plan.free, torch.zeros_like(system.reduced.gradient())
-    if len(free) == len(problem.uv) - 1:
-        gauge[: 6 * len(free)].view(-1, 6)[:, :3] = state.translation[free]
-    length = gauge.norm()
-    variance = system.reduced.variance(gauge / length if length > 0 else gauge, system.reduced.barely()).clamp_min(0)
-    position = torch.zeros(len(problem.uv), dtype=variance.dtype, device=variance.device)
-    position[free] = variance[: 6 * len(free)].view(-1, 6)[:, :3].sum(-1).sqrt()
-    return Posterior(position, variance[6 * len(free) :].sqrt(), system.c_inverse.sqrt())
+    free, count = plan.free, len(problem.uv)
+    alone = len(free) == count - 1
+    moves = similarities(state) if alone else state.translation.new_zeros(count, 3, 0)
+    along, gauge = moves.new_zeros(len(free), 6, moves.shape[2]), moves.new_zeros(len(free), 6)
+    along[:, :3] = moves[free]
+    if alone:
+        gauge[:, :3] = state.translation[free]
+    found = system.reduced.covariance(gauge.ravel(), system.reduced.barely(), along.flatten(0, 1))
+    # what is left of the covariance when the similarity that fits best is taken out (S-transformation; Baarda 1973)
+    own, cross = moves.new_zeros(count, 3, 3), torch.zeros_like(moves)
+    own[free], cross[free] = found.positions, found.cross.view_as(along)[:, :3]
+    fit = torch.linalg.pinv(torch.einsum("kia,kib->ab", moves, moves), rtol=_SAME, hermitian=True)
+    both = moves @ fit
+    common = torch.einsum("kia,kib->ab", moves, cross)
+    variance = own - cross @ both.mT - both @ cross.mT + both @ common @ both.mT
+    position = variance.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(0).sqrt()
+    return Posterior(position, found.intrinsics.diagonal().clamp_min(0).sqrt(), system.c_inverse.sqrt())
+
+
+def similarities(state: State) -> Tensor:
+    """How the seven similarities of the world move each camera, in its own axes as the tangent of its translation has it: (K, 3, 7)."""
+    centre = -(state.rotation.mT @ state.translation.unsqueeze(-1)).squeeze(-1)
+    arm = centre - centre.mean(0)
+    arm = arm / arm.square().sum(-1).mean().sqrt().clamp_min(1e-12)
+    eye = torch.eye(3, dtype=arm.dtype, device=arm.device).expand(len(arm), 3, 3)
+    return -state.rotation @ torch.cat([eye, -skew(arm), arm.unsqueeze(-1)], -1)
 
 
 def intrinsic_std(problem: Problem, state: State, scale: float) -> Tensor:

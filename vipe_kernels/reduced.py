@@ -10,14 +10,16 @@ degree ordering), on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.linalg import lu_factor, lu_solve
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
@@ -25,9 +27,6 @@ DENSE_CAMERAS = 120
 """Up to here a dense factorisation is as fast as a sparse one."""
 _COLUMNS = 64
 """Right-hand sides solved together for a covariance."""
-
-_STIFF = 1e3
-"""Weight of a constraint, in units of the largest diagonal entry."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,16 @@ class Pattern:
             tables.append(inverse[start : start + key.numel()].view(key.shape))
             start += key.numel()
         return cls(cameras, blocks // max(cameras, 1), blocks % max(cameras, 1), slots, tables)
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """For unit noise: positions (N, 3, 3), of the first three coordinates of each camera; cross (6 N, m), of all coordinates of cameras
+    with some directions along which they may move; intrinsics (n, n)."""
+
+    positions: Tensor
+    cross: Tensor
+    intrinsics: Tensor
 
 
 class Reduced:
@@ -132,19 +141,14 @@ class Reduced:
 
     def cameras_by_intrinsics(self, added: Tensor) -> Tensor:
         """P^-1 B (6 N, n): minus how the cameras move with the intrinsics. added (6 N + n,): as of `solve`."""
-        count = 6 * self.pattern.cameras
-        border = self.border[:-1].reshape(count, self.n)
-        if self.pattern.cameras > DENSE_CAMERAS:
-            factor = _factor(self._sparse(added[:count].cpu().numpy()))
-            return torch.from_numpy(factor.solve(border.cpu().numpy())).to(border)
-        return torch.linalg.solve(self.dense()[:count, :count] + torch.diag(added[:count]), border)
+        solve = self._cameras(added[: 6 * self.pattern.cameras].cpu().numpy())
+        return torch.from_numpy(solve(self._border())).to(self.border)
 
     def _solve_sparse(self, added: NDArray[np.float64]) -> Tensor:
         """Eliminates the cameras by a sparse factorisation, then the intrinsics."""
         count = 6 * self.pattern.cameras
-        border = self.border[:-1].reshape(count, self.n).cpu().numpy()
-        right = np.column_stack([border, self.poses[:-1].ravel().cpu().numpy()])
-        solved = _factor(self._sparse(added[:count])).solve(right)
+        border = self._border()
+        solved = self._cameras(added[:count])(np.column_stack([border, self.poses[:-1].ravel().cpu().numpy()]))
         corner = self.corner.cpu().numpy() + np.diag(added[count:]) - border.T @ solved[:, :-1]
         shared = np.linalg.solve(corner, self.shared.cpu().numpy() - border.T @ solved[:, -1])
         return torch.from_numpy(np.concatenate([solved[:, -1] - solved[:, :-1] @ shared, shared]))
@@ -158,42 +162,43 @@ class Reduced:
         matrix.setdiag(matrix.diagonal() + added)
         return matrix
 
-    def variance(self, gauge: Tensor, added: Tensor) -> Tensor:
-        """Diagonal (6 N + n,) of the inverse of matrix + diag(added), with no motion along gauge (6 N + n,) of length 1 or 0.
-
-        Of sparse systems only the first three of each camera and the intrinsics are computed; the others are nan.
-        """
-        if self.pattern.cameras > DENSE_CAMERAS:
-            return torch.from_numpy(self._variance_sparse(gauge.cpu().numpy(), added.cpu().numpy())).to(self.poses)
-        matrix = self.dense() + torch.diag(added) + torch.outer(gauge, gauge) * (_STIFF * self.diagonal().abs().max())
-        factor, info = torch.linalg.cholesky_ex(matrix)
-        return (torch.cholesky_inverse(factor) if int(info) == 0 else torch.linalg.pinv(matrix, hermitian=True)).diagonal()
-
-    def _variance_sparse(self, gauge: NDArray[np.float64], added: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Factorises the cameras alone, held in the coordinate that moves most along the gauge, and carries the result over to the gauge
-        asked for (S-transformation; Baarda 1973): a multiplier for the gauge would need pivots, which fill the factors."""
+    def covariance(self, gauge: Tensor, added: Tensor, along: Tensor) -> Covariance:
+        """Of the unknowns, as the inverse of matrix + diag(added) says, with the coordinate held that moves most along gauge (6 N,), unless
+        that is 0: a multiplier for the gauge itself would need pivots, which fill the factors. added (6 N + n,): as of `solve`; along
+        (6 N, m)."""
         count = 6 * self.pattern.cameras
-        border, along = self.border[:-1].reshape(count, self.n).cpu().numpy(), gauge[:count]
-        poses = self._sparse(added[:count])
-        if along.any():
-            held = poses.diagonal()
-            held[np.abs(along).argmax()] += np.abs(held).max()
-            poses.setdiag(held)
-        factor = _factor(poses)
-        by_shared = factor.solve(border)
-        shared = np.linalg.inv(self.corner.cpu().numpy() + np.diag(added[count:]) - border.T @ by_shared)
-        drift = factor.solve(along) + by_shared @ (shared @ (by_shared.T @ along))
-        variance = np.full(self.size, np.nan)
-        variance[count:] = shared.diagonal()
+        border, moved = self._border(), along.cpu().numpy()
+        held, most = added[:count].cpu().numpy().copy(), gauge.abs()
+        if bool(most.any()):
+            held[int(most.argmax())] += float(self.diagonal()[:count].abs().max())
+        solve = self._cameras(held)
+        by_shared = solve(border)
+        shared = np.linalg.inv(self.corner.cpu().numpy() + np.diag(added[count:].cpu().numpy()) - border.T @ by_shared)
         wanted = (6 * np.arange(self.pattern.cameras)[:, None] + np.arange(3)).ravel()
+        blocks = np.empty((len(wanted), 3))
         for first in range(0, len(wanted), _COLUMNS):
             part = wanted[first : first + _COLUMNS]
             unit = np.zeros((count, len(part)))
             unit[part, np.arange(len(part))] = 1.0
-            variance[part] = factor.solve(unit)[part, np.arange(len(part))]
-        variance[wanted] += ((by_shared @ shared) * by_shared).sum(1)[wanted]
-        variance[wanted] += along[wanted] * (along[wanted] * (along @ drift) - 2.0 * drift[wanted])
-        return variance
+            rows = 6 * (part // 6)[:, None] + np.arange(3)
+            blocks[first : first + len(part)] = solve(unit)[rows, np.arange(len(part))[:, None]]
+        own = by_shared.reshape(self.pattern.cameras, 6, self.n)[:, :3]
+        positions = blocks.reshape(-1, 3, 3) + own @ shared @ own.transpose(0, 2, 1)
+        cross = solve(moved) + by_shared @ (shared @ (by_shared.T @ moved))
+        return Covariance(*(torch.from_numpy(x).to(self.poses) for x in (positions, cross, shared)))
+
+    def _border(self) -> NDArray[np.float64]:
+        """B (6 N, n)."""
+        found: NDArray[np.float64] = self.border[:-1].reshape(6 * self.pattern.cameras, self.n).cpu().numpy()
+        return found
+
+    def _cameras(self, added: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+        """What solves P + diag(added) for right-hand sides (6 N, m). Raises LinAlgError or RuntimeError where it has no inverse."""
+        if self.pattern.cameras > DENSE_CAMERAS:
+            solve: Callable[[NDArray[np.float64]], NDArray[np.float64]] = _factor(self._sparse(added)).solve
+            return solve
+        count = 6 * self.pattern.cameras
+        return partial(lu_solve, lu_factor(self.dense()[:count, :count].cpu().numpy() + np.diag(added)))
 
 
 def _add_at(out: Tensor, index: Tensor, rows: Tensor) -> None:

@@ -59,12 +59,14 @@ class TrajectoryErrors:
 
 @dataclass(frozen=True)
 class Aligned:
-    """Associated and aligned poses of one segment, row by row: estimate, reference (n, 4, 4) float64."""
+    """Associated and aligned poses of one segment, row by row: estimate, reference (n, 4, 4) float64; rows (n,): which of those that were
+    compared."""
 
     estimate: Array
     reference: Array
     scale: float
     by_positions: bool
+    rows: NDArray[np.int64]
 
 
 def default_tolerance(time: Array) -> float:
@@ -86,8 +88,10 @@ def associate(time: Array, reference_time: Array, tolerance: float) -> tuple[NDA
     return pairs[0], pairs[1]
 
 
-def align(estimate: Array, reference: Array, alignment: Alignment = "sim3") -> Aligned:
-    """Move estimated cam2world (n, 4, 4) onto the reference (n, 4, 4) by the best similarity (`sim3`) or rigid motion (`se3`)."""
+def align(estimate: Array, reference: Array, alignment: Alignment = "sim3", rows: NDArray[np.int64] | None = None) -> Aligned:
+    """Move estimated cam2world (n, 4, 4) onto the reference (n, 4, 4) by the best similarity (`sim3`) or rigid motion (`se3`). rows (n,):
+    which of a longer estimate these are; all when None."""
+    rows = np.arange(len(estimate)) if rows is None else rows
     from evo.core.geometry import GeometryException
     from evo.core.trajectory import PosePath3D
 
@@ -96,13 +100,13 @@ def align(estimate: Array, reference: Array, alignment: Alignment = "sim3") -> A
     try:
         _, _, scale = path.align(target, correct_scale=alignment == "sim3")
     except GeometryException:
-        return _align_by_orientation(estimate, reference, alignment)
+        return _align_by_orientation(estimate, reference, alignment, rows)
     if not np.isfinite(scale) or scale <= 0:
-        return _align_by_orientation(estimate, reference, alignment)
-    return Aligned(np.stack(path.poses_se3), reference, float(scale), True)
+        return _align_by_orientation(estimate, reference, alignment, rows)
+    return Aligned(np.stack(path.poses_se3), reference, float(scale), True, rows)
 
 
-def _align_by_orientation(estimate: Array, reference: Array, alignment: Alignment) -> Aligned:
+def _align_by_orientation(estimate: Array, reference: Array, alignment: Alignment, rows: NDArray[np.int64]) -> Aligned:
     """Rotation: chordal mean of reference x inverse estimate (Hartley et al., Rotation Averaging, 2013). Scale, shift: least squares."""
     turn = Rotation.from_matrix(reference[:, :3, :3] @ estimate[:, :3, :3].transpose(0, 2, 1)).mean().as_matrix()
     positions, target = estimate[:, :3, 3] @ turn.T, reference[:, :3, 3]
@@ -115,7 +119,7 @@ def _align_by_orientation(estimate: Array, reference: Array, alignment: Alignmen
     aligned = np.tile(np.eye(4), (len(estimate), 1, 1))
     aligned[:, :3, :3] = turn @ estimate[:, :3, :3]
     aligned[:, :3, 3] = scale * centred + target.mean(axis=0)
-    return Aligned(aligned, reference, scale, False)
+    return Aligned(aligned, reference, scale, False, rows)
 
 
 def compare(
@@ -148,8 +152,9 @@ def compare(
     groups = [group for group in groups if len(group) > 1]
     if not groups:
         raise EstimationError(f"only {len(rows)} frame(s) of a segment have a reference pose; at least two of one segment are needed")
-    aligned = [align(np.asarray(cam2world)[rows[g]], np.asarray(reference_cam2world)[reference_rows[g]], alignment) for g in groups]
-    return _errors(aligned, alignment, np.asarray(cam2world)[rows], len(time), len(reference_time)), aligned
+    estimate, reference = np.asarray(cam2world), np.asarray(reference_cam2world)
+    aligned = [align(estimate[rows[g]], reference[reference_rows[g]], alignment, rows[g]) for g in groups]
+    return _errors(aligned, alignment, estimate[rows], len(time), len(reference_time)), aligned
 
 
 def _errors(
