@@ -157,33 +157,29 @@ def adjustment(device: str, size: Size) -> Iterator[Operation]:
     made = kernels.world(size.keyframes, size.points, size.radius)
     problem, state = on(device, made.problem), on(device, made.start)
     edges = problem.edges
-    given = (bundle.Chunk(problem, state, slice(0, len(edges.source))), 4.0)
+    given = (bundle.Chunk(problem, state, bundle.Stretch(edges, slice(0, len(edges.source)))), 4.0)
     sums = bundle.linearise(*given)
     measurements = edges.weight.numel()
     text = f"{size.keyframes} keyframes, {measurements} measurements"
-    moved = edges.target.nbytes + edges.weight.nbytes + sums.E.nbytes + sums.C.nbytes + sums.w.nbytes
-    flops = 360 * measurements  # counted in fused.linearise for a pinhole camera with its focal length free
-    how = backend_for(state.params)
-    yield Operation("linearisation", how, text, moved, flops, lambda: bundle.linearise(*given))
+    read, flops = edges.target.nbytes + edges.weight.nbytes + sums.C.nbytes + sums.w.nbytes, 360 * measurements
     sources, width, points = sums.E.shape
-    C = sums.C + 1.0
-    products, size_text = sources * width * (width + 1) * points, f"{sources} of {width} x {points}"
-    written = 8 * sources * width * (width + 1)
-    yield Operation("elimination", _who(sums.E), size_text, sums.E.nbytes + written, products, lambda: bundle.eliminate(sums.E, C, sums.w))
-    if how == "triton":
-        yield Operation("linearisation", "tensors", text, moved, flops, lambda: bundle.linearise_tensors(*given))
-        E, w = sums.E, sums.w.to(sums.E.dtype)
+    products, written = sources * width * (width + 1) * points, 8 * sources * width * (width + 1)
+    yield Operation(
+        "linearisation and elimination", backend_for(state.params), text, read + written, flops + products, lambda: bundle.condense(*given)
+    )
+    if backend_for(state.params) != "triton":
+        return
+    C, size_text = sums.C + 1.0, f"{sources} of {width} x {points}"
+    for by, linearise in (("triton", bundle.linearise), ("tensors", bundle.linearise_tensors)):
+        yield Operation("linearisation", by, text, read + sums.E.nbytes, flops, lambda run=linearise: run(*given))  # type: ignore[misc]
+    E, w = sums.E, sums.w.to(sums.E.dtype)
 
-        def by_tensors() -> tuple[Tensor, Tensor]:
-            EC = E / C.to(E.dtype).unsqueeze(1)
-            return EC @ E.transpose(1, 2), EC @ w.unsqueeze(-1)
+    def by_tensors() -> tuple[Tensor, Tensor]:
+        EC = E / C.to(E.dtype).unsqueeze(1)
+        return EC @ E.transpose(1, 2), EC @ w.unsqueeze(-1)
 
-        yield Operation("elimination", "tensors", size_text, E.nbytes + written, products, by_tensors)
-
-
-def _who(E: Tensor) -> str:
-    """Elimination has no compiled loops: on the CPU it is a product of matrices."""
-    return "triton" if backend_for(E) == "triton" else "tensors"
+    for by, eliminate in (("triton", lambda: bundle.eliminate(sums.E, C, sums.w)), ("tensors", by_tensors)):
+        yield Operation("elimination", by, size_text, E.nbytes + written, products, eliminate)
 
 
 def run(device: str, size: Size | None = None) -> tuple[Device, list[Row]]:

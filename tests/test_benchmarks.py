@@ -391,7 +391,7 @@ def test_every_operation_has_a_floor_and_is_timed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(operations, "measured", lambda device: operations.Device("this", 1e9, 1e9))
     machine, rows = operations.run("cpu", operations.Size(40, 30, 2, 4, 10, 2))
     assert {row.name for row in rows} == {
-        "flow (medium)", "consistency", "projection (brown)", "triangulation", "linearisation", "elimination",
+        "flow (medium)", "consistency", "projection (brown)", "triangulation", "linearisation and elimination",
     }  # fmt: skip
     assert all(row.floor > 0 for row in rows)
     assert operations.table(machine, rows).count("\n") == 3 + len(rows)

@@ -15,7 +15,7 @@ from torch import Tensor
 from bundle_reference import cost, gauss_newton, normal_equations
 from engine_worlds import Rig, angle_deg, focal, normal, rig, to_scale
 from vipe_kernels import bundle, cameras, reduced
-from vipe_kernels.bundle import Chunk, Edges, Intrinsic, Schedule, State
+from vipe_kernels.bundle import Chunk, Edges, Intrinsic, Schedule, State, Stretch
 from vipe_kernels.lie import SE3
 
 MODELS = ["pinhole", "brown", "fisheye"]
@@ -51,8 +51,9 @@ def assert_found(state: State, world: Rig, degrees: float = 1e-4, share: float =
 def steps(world: Rig, start: State, monkeypatch: pytest.MonkeyPatch) -> list[State]:
     """The state after one undamped step by the compiled loops of the CPU and by the tensor operations of other devices."""
     after = []
-    for linearise in (bundle.linearise_compiled, bundle.linearise_tensors):
-        monkeypatch.setattr(bundle, "linearise", linearise)
+    for condense, couple in ((bundle.condense_compiled, bundle.couple_compiled), (bundle.condense_in_steps, bundle.couple_tensors)):
+        monkeypatch.setattr(bundle, "condense", condense)
+        monkeypatch.setattr(bundle, "couple", couple)
         state, report = bundle.solve(world.problem, start, ONE_STEP)
         assert report.steps == 1
         after.append(state)
@@ -89,23 +90,51 @@ def test_one_step_with_held_depths_is_the_dense_step(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("rotation_only", [False, True])
+@pytest.mark.parametrize("count", [0, 2, 3])
+@pytest.mark.parametrize("points", [40, 300])
 @pytest.mark.parametrize("model", MODELS)
-def test_compiled_loops_and_tensor_operations_give_the_same_sums(model: str, rotation_only: bool) -> None:
-    free = (focal(0.3), Intrinsic("cx", 319.5, 5.0), Intrinsic("cy", 179.5, 5.0))
+def test_compiled_loops_and_tensor_operations_give_the_same_sums(model: str, points: int, count: int, rotation_only: bool) -> None:
+    free = (focal(0.3), Intrinsic("cx", 319.5, 5.0), Intrinsic("cy", 179.5, 5.0))[:count]
     free += () if model == "pinhole" else (Intrinsic("k1", 0.0, 0.1), Intrinsic("k2", 0.0, 0.1))
-    world = rig(model, intrinsics=free).noisy(1.0).with_outliers(0.2)
+    world = rig(model, points=points, intrinsics=free).noisy(1.0).with_outliers(0.2)
     free_depth = torch.tensor([True, False, True, True, False])
     problem = replace(world.problem, rotation_only=rotation_only, free_depth=free_depth, near=0.3)
     state = world.perturbed(0.3)  # some points come close to a camera or fall behind it
-    edges = problem.edges
-    given = (Chunk(problem, state, slice(0, len(edges.source))), 2.0)
-    a, b = bundle.linearise_compiled(*given), bundle.linearise_tensors(*given)
+    given = (whole(problem, state), 2.0)
+    a, b = bundle.condense_compiled(*given), bundle.condense_in_steps(*given)
     for field in fields(a):
         assert_close(getattr(a, field.name), getattr(b, field.name))
-    move, shared = normal((len(edges.source), 6), 4), normal((len(free),), 5)
+    move, shared = normal((len(problem.edges.source), 6), 4), normal((len(free),), 5)
     if rotation_only:
         move[:, :3] = 0.0
     assert_close(bundle.back_substitute_compiled(*given, move, shared), bundle.back_substitute_tensors(*given, move, shared))
+    systems = [reduced.Reduced(bundle._Plan.of(problem).pattern, len(free), state.params) for _ in range(2)]
+    for couple, system in zip((bundle.couple_compiled, bundle.couple_tensors), systems, strict=True):
+        couple(given[0], b, system, 0)
+    assert_close(*(system.dense() for system in systems))
+    assert_close(*(system.gradient() for system in systems))
+
+
+def test_nothing_is_eliminated_where_only_depths_are_free() -> None:
+    world = rig().noisy(1.0)
+    given = (whole(world.problem, world.truth), 2.0, False)
+    a, b = bundle.condense_compiled(*given), bundle.condense_in_steps(*given)
+    assert a.matrix is a.vector is b.matrix is b.vector is None
+    assert_close(a.C, b.C)
+    assert_close(a.w, b.w)
+
+
+@pytest.mark.parametrize("rotation_only", [False, True])
+def test_compiled_motions_between_cameras_are_those_of_tensors(rotation_only: bool) -> None:
+    world = rig(turn=0.3)
+    state, edges = world.perturbed(0.3), world.problem.edges
+    chunk = whole(replace(world.problem, rotation_only=rotation_only), state)
+    r, t = bundle.relative(state.rotation, state.translation, edges.source, edges.destination)
+    ad = bundle.adjoint(r, t)
+    if rotation_only:
+        ad[:, :3] = 0.0
+    for found, wanted in zip((*chunk.relative, chunk.source_tangent), (r, t, ad), strict=True):
+        assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -114,16 +143,22 @@ def test_compiled_rays_and_tensor_rays_are_the_same_and_turn_alike(model: str) -
     free += () if model == "pinhole" else (Intrinsic("k1", 0.0, 0.1), Intrinsic("k2", 0.0, 0.1))
     world = rig(model, intrinsics=free)
     state = world.perturbed(0.3)
-    rays, d_ray = Chunk(world.problem, state, slice(0, len(world.problem.edges.source))).rays
+    rays, d_ray = whole(world.problem, state).rays
     columns = bundle._intrinsic_columns(world.problem)
     expected, by_slot = cameras.unproject_with_jacobian(world.problem.uv, state.params, model, columns)
     assert_close(rays, expected)
     assert_close(d_ray, by_slot @ bundle._intrinsic_basis(world.problem, state.params))
 
 
+def whole(problem: bundle.Problem, state: State) -> Chunk:
+    """All edges in one chunk."""
+    return Chunk(problem, state, Stretch(problem.edges, slice(0, len(problem.edges.source))))
+
+
 def assert_close(a: Tensor | float, b: Tensor | float) -> None:
     x, y = torch.as_tensor(a), torch.as_tensor(b)
-    assert torch.allclose(x, y, rtol=1e-9, atol=1e-9 * (1 + float(y.abs().max())))
+    assert x.shape == y.shape
+    assert not y.numel() or torch.allclose(x, y, rtol=1e-9, atol=1e-9 * (1 + float(y.abs().max())))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -480,6 +515,17 @@ def test_the_exponential_is_that_of_the_lie_group(xi: Tensor) -> None:
     matrix = SE3.exp(xi).matrix()
     assert torch.allclose(r, matrix[:3, :3], atol=1e-10)
     assert torch.allclose(t, matrix[:3, 3], atol=1e-10)
+
+
+@given(xi=tangents, size=st.sampled_from([0.0, 1e-9, 1e-5, 1e-3, 1.0]))
+def test_a_camera_is_moved_by_the_exponential(xi: Tensor, size: float) -> None:
+    turn, shift = (normal(shape, 1) for shape in ((3, 6), (3, 3)))
+    rotation, _ = bundle.exp_se3(turn)
+    moves = torch.stack([size * xi, torch.zeros_like(xi), -size * xi])
+    found_rotation, found_translation = bundle.perturb(moves, rotation, shift)
+    r, t = bundle.exp_se3(moves)
+    assert torch.allclose(found_rotation, r @ rotation, atol=1e-10)
+    assert torch.allclose(found_translation, (r @ shift[..., None])[..., 0] + t, atol=1e-10)
 
 
 @given(xi=tangents, eta=tangents)

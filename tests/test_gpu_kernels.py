@@ -64,7 +64,7 @@ def hard(world: Rig, move: float = 0.05) -> tuple[bundle.Problem, State]:
 
 def at_scale(problem: bundle.Problem, state: State, edges: slice) -> tuple[Chunk, float]:
     """What `bundle.linearise` takes, at a robust scale of 3 pixels."""
-    return Chunk(problem, state, edges), 3.0
+    return Chunk(problem, state, bundle.Stretch(problem.edges, edges)), 3.0
 
 
 def both(problem: bundle.Problem, state: State, chunk: slice | None = None) -> tuple[Sums, Sums]:

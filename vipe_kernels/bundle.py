@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vipe_kernels import cameras, fused, parallel
 from vipe_kernels.backend import backend_for
-from vipe_kernels.reduced import Pattern, Reduced, order_in_source, places
+from vipe_kernels.reduced import Pattern, Reduced
 
 SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "cx": (2,), "cy": (3,), "k1": (4,), "k2": (5,)}
 """Entries of the 9-vector of parameters that an intrinsic moves."""
@@ -91,6 +91,55 @@ class Edges:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """All edges of some source keyframes in a row, and what depends on no state: what is worked on at a time."""
+
+    edges: Edges
+    rows: slice
+
+    @cached_property
+    def keyframes(self) -> slice:
+        """The source keyframes."""
+        return slice(*self.edges.span(self.rows))
+
+    @cached_property
+    def source(self) -> Tensor:
+        """(E,) of each edge, counted from the first of `keyframes`."""
+        return self.edges.source[self.rows] - self.keyframes.start
+
+    @cached_property
+    def destination(self) -> Tensor:
+        """(E,) keyframe in which each edge was measured."""
+        return self.edges.destination[self.rows]
+
+    @cached_property
+    def target(self) -> Tensor:
+        """(E, P, 2) pixels."""
+        return self.edges.target[self.rows]
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """(E, P)."""
+        return self.edges.weight[self.rows]
+
+    @cached_property
+    def place(self) -> Tensor:
+        """(E,) place of each edge behind its source: 1 for the first."""
+        return 1 + torch.arange(len(self.source), device=self.source.device) - torch.searchsorted(self.source, self.source)
+
+    @cached_property
+    def places(self) -> int:
+        """Of a source keyframe: its own, and as many as the most edges that one has."""
+        return 1 + int(np.diff(self.starts).max())
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """(S + 1,) where the edges of each source begin, on the host."""
+        wanted = np.arange(self.keyframes.start, self.keyframes.stop + 1)
+        return np.searchsorted(self.edges.host_source[self.rows], wanted).astype(np.int64)
+
+
+@dataclass(frozen=True)
 class Problem:
     """What stays fixed during a solve.
 
@@ -145,24 +194,33 @@ class _System:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What of a problem depends on neither state nor scale: the chunks of edges, and where in the reduced system they add."""
+    """What of a problem depends on neither state nor scale: the edges in stretches, and where in the reduced system they add."""
 
-    chunks: list[slice]
+    stretches: list[Stretch]
     pattern: Pattern
     free: Tensor
 
     @classmethod
     def of(cls, problem: Problem, share: float = 1.0) -> _Plan:
         """share: of the points usually handled at a time, for operations that need more memory for each."""
-        chunks, device = _chunks(problem, share), problem.uv.device
+        stretches, device = [Stretch(problem.edges, rows) for rows in _chunks(problem, share)], problem.uv.device
         free = torch.nonzero(problem.free_pose).ravel()
         slot = torch.full((len(problem.uv),), len(free), dtype=torch.long, device=device)
         slot[free] = torch.arange(len(free), device=device)
-        return cls(chunks, Pattern.of(len(free), places(problem.edges.source, problem.edges.destination, chunks, slot, len(free))), free)
+        return cls(stretches, Pattern.of(len(free), [_slots(stretch, slot, len(free)) for stretch in stretches]), free)
 
     def over(self, problem: Problem, state: State) -> Iterator[Chunk]:
         """The chunks at a state, one after the other."""
-        return (Chunk(problem, state, edges) for edges in self.chunks)
+        return (Chunk(problem, state, stretch) for stretch in self.stretches)
+
+
+def _slots(stretch: Stretch, slot: Tensor, cameras: int) -> Tensor:
+    """Free camera at each place of each source (S, D) for `Pattern.of`; slot (K,): of each keyframe, `cameras` for none."""
+    own = slot[stretch.keyframes]
+    table = torch.full((len(own), stretch.places), cameras, dtype=torch.long, device=slot.device)
+    table[:, 0] = own
+    table[stretch.source, stretch.place] = slot[stretch.destination]
+    return table
 
 
 def relative(rotation: Tensor, translation: Tensor, source: Tensor, destination: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,6 +252,16 @@ def exp_se3(xi: Tensor) -> tuple[Tensor, Tensor]:
     generator[..., :3, 3] = xi[..., :3]
     matrix = torch.linalg.matrix_exp(generator)
     return matrix[..., :3, :3], matrix[..., :3, 3]
+
+
+def perturb(xi: Tensor, rotation: Tensor, translation: Tensor) -> tuple[Tensor, Tensor]:
+    """Exp(xi) (rotation, translation) of cameras: xi (N, 6), rotation (N, 3, 3), translation (N, 3)."""
+    if backend_for(xi) == "compiled":
+        moved = torch.empty_like(rotation), torch.empty_like(translation)
+        fused.perturb(*(x.contiguous().numpy() for x in (xi, rotation, translation)), *(x.numpy() for x in moved))
+        return moved
+    r, t = exp_se3(xi)
+    return r @ rotation, (r @ translation.unsqueeze(-1)).squeeze(-1) + t
 
 
 def transfer(problem: Problem, state: State, edges: Edges | None = None) -> tuple[Tensor, Tensor]:
@@ -284,12 +352,12 @@ class Chunk:
 
     problem: Problem
     state: State
-    edges: slice
+    stretch: Stretch
 
-    @cached_property
+    @property
     def keyframes(self) -> slice:
         """The source keyframes."""
-        return slice(*self.problem.edges.span(self.edges))
+        return self.stretch.keyframes
 
     @property
     def sources(self) -> int:
@@ -298,26 +366,6 @@ class Chunk:
     @property
     def points(self) -> int:
         return self.problem.uv.shape[1]
-
-    @property
-    def source(self) -> Tensor:
-        """(E,) of each edge, counted from the first of `keyframes`."""
-        return self.problem.edges.source[self.edges] - self.keyframes.start
-
-    @property
-    def destination(self) -> Tensor:
-        """(E,) keyframe in which each edge was measured."""
-        return self.problem.edges.destination[self.edges]
-
-    @property
-    def target(self) -> Tensor:
-        """(E, P, 2) pixels."""
-        return self.problem.edges.target[self.edges]
-
-    @property
-    def weight(self) -> Tensor:
-        """(E, P)."""
-        return self.problem.edges.weight[self.edges]
 
     @property
     def inverse_depth(self) -> Tensor:
@@ -330,17 +378,34 @@ class Chunk:
         return self.problem.free_depth[self.keyframes]
 
     @cached_property
+    def _motions(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`relative` and `source_tangent`."""
+        rotation, translation, stretch = self.state.rotation, self.state.translation, self.stretch
+        if backend_for(rotation) != "compiled":
+            r, t = relative(rotation, translation, stretch.source + self.keyframes.start, stretch.destination)
+            ad = adjoint(r, t)
+            if self.problem.rotation_only:
+                ad = torch.block_diag(ad.new_zeros(3, 3), torch.eye(3, dtype=ad.dtype, device=ad.device)) @ ad
+            return r, t, ad
+        r, t, ad = (rotation.new_empty(len(stretch.destination), *shape) for shape in ((3, 3), (3,), (6, 6)))
+        given = (rotation.contiguous(), translation.contiguous(), stretch.source, stretch.destination)
+        fused.relative(*(x.numpy() for x in given), self.keyframes.start, self.problem.rotation_only, *(x.numpy() for x in (r, t, ad)))
+        return r, t, ad
+
+    @property
     def relative(self) -> tuple[Tensor, Tensor]:
         """`relative` of each edge: (E, 3, 3), (E, 3)."""
-        return relative(self.state.rotation, self.state.translation, self.problem.edges.source[self.edges], self.destination)
+        return self._motions[:2]
 
-    @cached_property
+    @property
     def source_tangent(self) -> Tensor:
         """Ad (E, 6, 6): minus how a motion of the source camera moves the points in the destination camera."""
-        ad = adjoint(*self.relative)
-        if self.problem.rotation_only:
-            ad = torch.block_diag(ad.new_zeros(3, 3), torch.eye(3, dtype=ad.dtype, device=ad.device)) @ ad
-        return ad
+        return self._motions[2]
+
+    def between(self, moves: Tensor) -> Tensor:
+        """How motions (K, 6) of cameras move each edge's destination relative to its source, in the tangent of the destination: (E, 6)."""
+        own = moves[self.keyframes][self.stretch.source]
+        return moves[self.stretch.destination] - (self.source_tangent @ own.unsqueeze(-1)).squeeze(-1)
 
     @cached_property
     def rays(self) -> tuple[Tensor, Tensor]:
@@ -356,27 +421,52 @@ class Chunk:
         parallel.spans(lambda first, last: fused.rays(first, last, *common), len(uv), cameras.NEWTON_ITERATIONS * uv.shape[0] * uv.shape[1])
         return rays, slope
 
-    @cached_property
+    @property
     def width(self) -> int:
         """Rows of the depth-to-rest block: own pose, the most destinations any source has, intrinsics."""
-        counts = np.bincount(self.problem.edges.host_source[self.edges] - self.keyframes.start)
-        return 6 * (int(counts.max()) + 1) + len(self.problem.intrinsics)
+        return 6 * self.stretch.places + len(self.problem.intrinsics)
 
-    @cached_property
-    def starts(self) -> NDArray[np.int64]:
-        """(S + 1,) where the edges of each source begin, on the host."""
-        wanted = np.arange(self.keyframes.start, self.keyframes.stop + 1)
-        return np.searchsorted(self.problem.edges.host_source[self.edges], wanted).astype(np.int64)
+
+@dataclass(frozen=True)
+class Condensed:
+    """What the measurements of one chunk say once its depths are eliminated: of `Sums` all but E, with the prior of the depths in C; and
+    E C^-1 E^T, matrix (S, width, width), and E C^-1 w, vector (S, width), both None where nothing but depths is free."""
+
+    Hjj: Tensor
+    gj: Tensor
+    Hjk: Tensor
+    Hkk: Tensor
+    gk: Tensor
+    matrix: Tensor | None
+    vector: Tensor | None
+    C: Tensor
+    w: Tensor
+    cost: float | Tensor
+    mass: float | Tensor
+
+
+def condense(chunk: Chunk, scale: float, wanted: bool = True) -> Condensed:
+    """Linearise the measurements of a chunk at robust scale `scale` pixels and, where wanted, eliminate its depths."""
+    if backend_for(chunk.state.params) == "compiled":
+        return condense_compiled(chunk, scale, wanted)
+    return condense_in_steps(chunk, scale, wanted)
+
+
+def condense_in_steps(chunk: Chunk, scale: float, wanted: bool = True) -> Condensed:
+    """`condense` by tensor operations, or on a GPU by the kernels for its steps."""
+    sums = linearise(chunk, scale)
+    C = sums.C + chunk.problem.depth_prior / chunk.inverse_depth.square()
+    matrix, vector = eliminate(sums.E, C.clamp_min(fused.LEAST_CURVATURE), sums.w) if wanted else (None, None)
+    return Condensed(sums.Hjj, sums.gj, sums.Hjk, sums.Hkk, sums.gk, matrix, vector, C, sums.w, sums.cost, sums.mass)
 
 
 def linearise(chunk: Chunk, scale: float) -> Sums:
     """Linearise the measurements of a chunk at robust scale `scale` pixels."""
-    chosen = backend_for(chunk.state.params)
-    if chosen == "triton":
+    if backend_for(chunk.state.params) == "triton":
         from vipe_kernels.gpu import adjustment
 
         return adjustment.linearise(chunk, scale)
-    return (linearise_compiled if chosen == "compiled" else linearise_tensors)(chunk, scale)
+    return linearise_tensors(chunk, scale)
 
 
 def eliminate(E: Tensor, C: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -385,19 +475,8 @@ def eliminate(E: Tensor, C: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         from vipe_kernels.gpu import schur
 
         return schur.eliminate(E, C, w)
-    matrix, vector = E.new_empty(len(E), E.shape[1], E.shape[1]), E.new_empty(len(E), E.shape[1], 1)
-
-    def task(first: int, last: int) -> None:
-        part = E[first:last]
-        scaled = part / C[first:last].unsqueeze(1)
-        torch.bmm(scaled, part.transpose(1, 2), out=matrix[first:last])
-        torch.bmm(scaled, w[first:last].unsqueeze(-1), out=vector[first:last])
-
-    if E.device.type == "cpu":
-        parallel.spans(task, len(E), E.numel())
-    else:
-        task(0, len(E))
-    return matrix, vector.squeeze(-1)
+    scaled = E / C.unsqueeze(1)
+    return scaled @ E.transpose(1, 2), (scaled @ w.unsqueeze(-1)).squeeze(-1)
 
 
 def back_substitute(chunk: Chunk, scale: float, move: Tensor, shared: Tensor) -> Tensor:
@@ -419,13 +498,13 @@ def _compiled_camera(problem: Problem, state: State) -> tuple[NDArray[np.float64
 
 def _compiled_points(chunk: Chunk) -> tuple[Any, ...]:
     """Cameras and points of a chunk as the loops of `fused` take them."""
-    return (chunk.starts, *(x.contiguous().numpy() for x in (*chunk.relative, chunk.rays[0], chunk.inverse_depth)))
+    return (chunk.stretch.starts, *(x.contiguous().numpy() for x in (*chunk.relative, chunk.rays[0], chunk.inverse_depth)))
 
 
 def _compiled_lens(chunk: Chunk) -> tuple[Any, ...]:
     """Measurements of a chunk and the lens as the loops of `fused` take them."""
     params, code, _ = _compiled_camera(chunk.problem, chunk.state)
-    return (chunk.target.numpy(), chunk.weight.numpy(), params, code, fused.view_limit(params, chunk.problem.model))
+    return (chunk.stretch.target.numpy(), chunk.stretch.weight.numpy(), params, code, fused.view_limit(params, chunk.problem.model))
 
 
 def _compiled_arguments(chunk: Chunk) -> tuple[Any, ...]:
@@ -442,7 +521,7 @@ def back_substitute_compiled(chunk: Chunk, scale: float, move: Tensor, shared: T
     def task(a: int, b: int) -> None:
         fused.back_substitute(a, b, *common, scale * scale, chunk.problem.near, *moves, out)
 
-    parallel.spans(task, len(out), chunk.weight.numel())
+    parallel.spans(task, len(out), chunk.stretch.weight.numel())
     return torch.from_numpy(out)
 
 
@@ -453,24 +532,25 @@ def back_substitute_tensors(chunk: Chunk, scale: float, move: Tensor, shared: Te
     if chunk.problem.intrinsics:
         shift = shift + terms.Jk @ shared
     out = chunk.state.params.new_zeros(chunk.sources, chunk.points)
-    return out.index_add_(0, chunk.source, _dot(terms.Jd, shift) * terms.rw)
+    return out.index_add_(0, chunk.stretch.source, _dot(terms.Jd, shift) * terms.rw)
 
 
-def linearise_compiled(chunk: Chunk, scale: float) -> Sums:
-    """`linearise` by the loops of `fused`."""
-    edges, span, n, points = len(chunk.destination), chunk.sources, len(chunk.problem.intrinsics), chunk.points
-    common = _compiled_arguments(chunk)
-    shapes = ((edges, 6, 6), (edges, 6), (edges, 6, n), (span, n, n), (span, n), (span, chunk.width, points))
-    # torch's memory starts on a cache line; numpy's does not, and then the last bits of a product depend on where it happens to start
-    sums = tuple(torch.zeros(shape, dtype=torch.float64) for shape in (*shapes, (span, points), (span, points), (span, 2)))
+def condense_compiled(chunk: Chunk, scale: float, wanted: bool = True) -> Condensed:
+    """`condense` by the loops of `fused`."""
+    edges, span, n, points, width = len(chunk.stretch.destination), chunk.sources, len(chunk.problem.intrinsics), chunk.points, chunk.width
+    common, problem = _compiled_arguments(chunk), chunk.problem
+    shapes = ((edges, 6, 6), (edges, 6), (edges, 6, n), (span, n, n), (span, n), (span, width, width), (span, width), (span, points))
+    sums = tuple(torch.zeros(shape, dtype=torch.float64) for shape in (*shapes, (span, points), (span, 2)))
     arrays = tuple(x.numpy() for x in sums)
 
     def task(a: int, b: int) -> None:
-        fused.linearise(a, b, *common, scale * scale, chunk.problem.near, chunk.problem.rotation_only, *arrays)
+        robust = (scale * scale, problem.near, problem.rotation_only, problem.depth_prior, wanted)
+        fused.condense(a, b, *common, *robust, *arrays)
 
     parallel.spans(task, span, edges * points)
-    Hjj, gj, Hjk, Hkk, gk, E, C, w, totals = sums
-    return Sums(Hjj, gj, Hjk, Hkk.sum(0), gk.sum(0), E, C, w, float(totals[:, 0].sum()), float(totals[:, 1].sum()))
+    Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, totals = sums
+    over_sources, seen = (Hkk.sum(0), gk.sum(0)), (float(totals[:, 0].sum()), float(totals[:, 1].sum()))
+    return Condensed(Hjj, gj, Hjk, *over_sources, matrix if wanted else None, vector if wanted else None, C, w, *seen)
 
 
 @dataclass(frozen=True)
@@ -488,14 +568,14 @@ class _Terms:
 
 
 def _terms(chunk: Chunk, scale: float) -> _Terms:
-    problem, state, src, (r, t), (rays, d_ray) = chunk.problem, chunk.state, chunk.source, chunk.relative, chunk.rays
+    problem, state, src, (r, t), (rays, d_ray) = chunk.problem, chunk.state, chunk.stretch.source, chunk.relative, chunk.rays
     dtype = state.params.dtype
     d = chunk.inverse_depth[src]
     point = rays[src] @ r.transpose(-1, -2) + t[:, None] * d.unsqueeze(-1)
     uv, A, B = cameras.project_with_jacobian(point, state.params, problem.model, _intrinsic_columns(problem))
-    error = chunk.target.to(dtype) - uv
+    error = chunk.stretch.target.to(dtype) - uv
     squared = error[..., 0].square() + error[..., 1].square()
-    weight = chunk.weight.to(dtype)
+    weight = chunk.stretch.weight.to(dtype)
     seen = (point[..., 2] > problem.near) & cameras.in_view(point, state.params, problem.model)
     shape = scale * scale / (scale * scale + squared)
     # a point that the camera cannot see is an outlier at its worst, so that no step is rewarded for hiding points
@@ -515,7 +595,7 @@ def _terms(chunk: Chunk, scale: float) -> _Terms:
 def linearise_tensors(chunk: Chunk, scale: float) -> Sums:
     """`linearise` by tensor operations, on any device and in any floating type."""
     problem, zeros = chunk.problem, chunk.state.params.new_zeros
-    n, points, local, span = len(problem.intrinsics), chunk.points, chunk.source, chunk.sources
+    n, points, local, span = len(problem.intrinsics), chunk.points, chunk.stretch.source, chunk.sources
     edges_n, terms = len(local), _terms(chunk, scale)
     error, J, Jd, Jk, rw = terms.error, terms.J, terms.Jd, terms.Jk, terms.rw
     WJ = J * rw[..., None, None]
@@ -526,7 +606,7 @@ def linearise_tensors(chunk: Chunk, scale: float) -> Sums:
     C = zeros(span, points).index_add_(0, local, _dot(Jd, Jd_w))
     w = zeros(span, points).index_add_(0, local, _dot(Jd_w, error))
     E = zeros(span, chunk.width, points)
-    place = (6 * (1 + order_in_source(local)))[:, None] + torch.arange(6, device=local.device)
+    place = (6 * chunk.stretch.place)[:, None] + torch.arange(6, device=local.device)
     E[local[:, None], place] = Ej.transpose(1, 2)
     E[:, :6].index_add_(0, local, -(Ej @ adjoint(*chunk.relative)).transpose(1, 2))
     if problem.rotation_only:
@@ -548,41 +628,63 @@ def _build(problem: Problem, state: State, scale: float, plan: _Plan) -> _System
     cost: float | Tensor = 0.0
     mass: float | Tensor = 0.0
     for number, chunk in enumerate(plan.over(problem, state)):
-        rows_of, local = chunk.keyframes, chunk.source
-        at = 1 + order_in_source(local)
-        sums = linearise(chunk, scale)
-        cost, mass = cost + sums.cost, mass + sums.mass
-        C[rows_of], w[rows_of] = sums.C + problem.depth_prior / chunk.inverse_depth.square(), sums.w
-        if not reduced.size:
-            continue
-        back = -chunk.source_tangent.transpose(1, 2)
-        Hij = back @ sums.Hjj
-        matrix, vector = (-product for product in eliminate(sums.E, C[rows_of].clamp_min(1e-12), sums.w))
-        # rows of each source: [own camera, each destination camera, intrinsics]
-        wide = matrix.shape[1] - n
-        own, six = torch.zeros_like(at), torch.arange(6, device=at.device)
-        for rows, columns, block in (
-            (own, own, Hij @ back.transpose(1, 2)),
-            (at, at, sums.Hjj),
-            (own, at, Hij),
-            (at, own, Hij.transpose(1, 2)),
-        ):
-            place = (local[:, None, None], (6 * rows[:, None] + six)[:, :, None], (6 * columns[:, None] + six)[:, None])
-            matrix.index_put_(place, block, accumulate=True)
-        vector.index_put_((local[:, None], 6 * own[:, None] + six), (back @ sums.gj.unsqueeze(-1)).squeeze(-1), accumulate=True)
-        vector.index_put_((local[:, None], 6 * at[:, None] + six), sums.gj, accumulate=True)
-        if n:
-            tail = wide + torch.arange(n, device=at.device)
-            for rows, block in ((own, back @ sums.Hjk), (at, sums.Hjk)):
-                matrix.index_put_((local[:, None, None], (6 * rows[:, None] + six)[:, :, None], tail), block, accumulate=True)
-            matrix[0, wide:, wide:] += sums.Hkk
-            vector[0, wide:] += sums.gk
-        reduced.add(number, matrix, vector)
+        found = condense(chunk, scale, reduced.size > 0)
+        cost, mass = cost + found.cost, mass + found.mass
+        C[chunk.keyframes], w[chunk.keyframes] = found.C, found.w
+        if reduced.size:
+            couple(chunk, found, reduced, number)
     for position, (precision, gap) in enumerate(_priors(problem, state)):
         reduced.corner[position, position] += precision
         reduced.shared[position] += precision * gap
         cost += precision * gap * gap
-    return _System(reduced, float(cost), float(mass), 1.0 / C.clamp_min(1e-12), w, scale)
+    return _System(reduced, float(cost), float(mass), 1.0 / C.clamp_min(fused.LEAST_CURVATURE), w, scale)
+
+
+def couple(chunk: Chunk, found: Condensed, reduced: Reduced, number: int) -> None:
+    """Add to the reduced system what the measurements of a chunk, its `number`-th, say of cameras and intrinsics. The Hessians of
+    destination cameras are carried over to the sources."""
+    compiled = backend_for(chunk.state.params) == "compiled"
+    (couple_compiled if compiled else couple_tensors)(chunk, found, reduced, number)
+
+
+def couple_compiled(chunk: Chunk, found: Condensed, reduced: Reduced, number: int) -> None:
+    """`couple` by the loops of `fused`."""
+    assert found.matrix is not None
+    assert found.vector is not None
+    given = (chunk.source_tangent, found.Hjj, found.gj, found.Hjk, found.Hkk, found.gk, found.matrix, found.vector)
+    where = (reduced.pattern.slots[number], reduced.pattern.tables[number])
+    into = (reduced.blocks, reduced.border, reduced.corner, reduced.poses, reduced.shared)
+    fused.couple(chunk.stretch.starts, *(x.contiguous().numpy() for x in (*given, *where)), *(x.numpy() for x in into))
+
+
+def couple_tensors(chunk: Chunk, found: Condensed, reduced: Reduced, number: int) -> None:
+    """`couple` by tensor operations, on any device."""
+    assert found.matrix is not None
+    assert found.vector is not None
+    local, at, n = chunk.stretch.source, chunk.stretch.place, len(chunk.problem.intrinsics)
+    matrix, vector = -found.matrix, -found.vector
+    back = -chunk.source_tangent.transpose(1, 2)
+    Hij = back @ found.Hjj
+    # rows of each source: [own camera, each destination camera, intrinsics]
+    wide = matrix.shape[1] - n
+    own, six = torch.zeros_like(at), torch.arange(6, device=at.device)
+    for rows, columns, block in (
+        (own, own, Hij @ back.transpose(1, 2)),
+        (at, at, found.Hjj),
+        (own, at, Hij),
+        (at, own, Hij.transpose(1, 2)),
+    ):
+        place = (local[:, None, None], (6 * rows[:, None] + six)[:, :, None], (6 * columns[:, None] + six)[:, None])
+        matrix.index_put_(place, block, accumulate=True)
+    vector.index_put_((local[:, None], 6 * own[:, None] + six), (back @ found.gj.unsqueeze(-1)).squeeze(-1), accumulate=True)
+    vector.index_put_((local[:, None], 6 * at[:, None] + six), found.gj, accumulate=True)
+    if n:
+        tail = wide + torch.arange(n, device=at.device)
+        for rows, block in ((own, back @ found.Hjk), (at, found.Hjk)):
+            matrix.index_put_((local[:, None, None], (6 * rows[:, None] + six)[:, :, None], tail), block, accumulate=True)
+        matrix[0, wide:, wide:] += found.Hkk
+        vector[0, wide:] += found.gk
+    reduced.add(number, matrix, vector)
 
 
 def _priors(problem: Problem, state: State) -> list[tuple[float, float]]:
@@ -612,7 +714,7 @@ def _cost_compiled(chunk: Chunk, scale: float) -> tuple[float, float]:
     def task(a: int, b: int) -> None:
         fused.cost(a, b, *common, scale * scale, chunk.problem.near, totals)
 
-    parallel.spans(task, len(totals), chunk.weight.numel())
+    parallel.spans(task, len(totals), chunk.stretch.weight.numel())
     return float(totals[:, 0].sum()), float(totals[:, 1].sum())
 
 
@@ -635,15 +737,12 @@ def _step(problem: Problem, state: State, system: _System, damping: float, plan:
     moves[free] = pose
     change = system.w.clone()
     for chunk in plan.over(problem, state):
-        move = moves[chunk.destination] - (chunk.source_tangent @ moves[chunk.keyframes][chunk.source].unsqueeze(-1)).squeeze(-1)
-        change[chunk.keyframes] -= back_substitute(chunk, system.scale, move, shared)
+        change[chunk.keyframes] -= back_substitute(chunk, system.scale, chunk.between(moves), shared)
     change = change * system.c_inverse * problem.free_depth[:, None]
     depth = state.inverse_depth
     change = change.clamp(-0.5 * depth, 2.0 * depth)
-    r, t = exp_se3(pose)
     rotation, translation = state.rotation.clone(), state.translation.clone()
-    rotation[free] = r @ state.rotation[free]
-    translation[free] = (r @ state.translation[free].unsqueeze(-1)).squeeze(-1) + t
+    rotation[free], translation[free] = perturb(pose, state.rotation[free], state.translation[free])
     params = state.params.clone()
     for position, free_intrinsic in enumerate(problem.intrinsics):
         value = shared[position]
@@ -749,8 +848,8 @@ def scores(problem: Problem, state: State, scale: float) -> tuple[Tensor, Tensor
     moves[plan.free] = -whole.cameras_by_intrinsics(whole.barely()).view(-1, 6, n)
     hessian, gradient = moves.new_zeros(n, n), moves.new_zeros(*bare.uv.shape[:2], n)
     for chunk in plan.over(bare, state):
-        rows, local, terms = chunk.keyframes, chunk.source, _terms(chunk, scale)
-        slope = terms.Jk + terms.J @ (moves[chunk.destination] - chunk.source_tangent @ moves[rows][local])[:, None]
+        rows, local, terms = chunk.keyframes, chunk.stretch.source, _terms(chunk, scale)
+        slope = terms.Jk + terms.J @ (moves[chunk.stretch.destination] - chunk.source_tangent @ moves[rows][local])[:, None]
         zeros = slope.new_zeros(chunk.sources, chunk.points)
         C = zeros.index_add(0, local, _dot(terms.Jd, terms.Jd) * terms.rw) + bare.depth_prior / chunk.inverse_depth.square()
         by_depth = gradient[rows] * 0.0

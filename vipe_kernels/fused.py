@@ -14,11 +14,16 @@ import torch
 from numpy.typing import NDArray
 
 from vipe_kernels import cameras, formulas
-from vipe_kernels.compiled import compiled
+from vipe_kernels.compiled import compiled, compiled_for_pixels, inside_for_pixels
 
 Float = NDArray[np.float64]
 
 _STEPS, _LIMIT, _LEAST, _TINY = cameras.NEWTON_ITERATIONS, cameras.NORMALISED_LIMIT, cameras.MIN_DETERMINANT, cameras.TINY
+
+_BLOCK = 128
+"""Measurements whose Jacobians are held together: they fit a first-level cache."""
+LEAST_CURVATURE = 1e-12
+"""Of an inverse depth: below, it is taken to be held."""
 
 MODEL_CODES = {"pinhole": 0, "brown": 1, "fisheye": 2}
 INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2, "cx": 3, "cy": 4}
@@ -133,96 +138,165 @@ def rays(first, last, uv, params, model, codes, out, slope):
                 slope[k, p, 0, m], slope[k, p, 1, m] = (c * gx - b * gy) / determinant, (a * gy - b * gx) / determinant
 
 
-@compiled
-def linearise(
+@inside_for_pixels
+def _weighed(q, a, b, c, d, count):
+    """Sum of q (a b + c d)."""
+    total = 0.0
+    for k in range(np.uint64(count)):
+        total += q[k] * (a[k] * b[k] + c[k] * d[k])
+    return total
+
+
+@inside_for_pixels
+def _products(a, b, c, d, count):
+    """Inner products of a and b with c and d."""
+    ac, ad, bc, bd = 0.0, 0.0, 0.0, 0.0
+    for k in range(np.uint64(count)):
+        ac += a[k] * c[k]
+        ad += a[k] * d[k]
+        bc += b[k] * c[k]
+        bd += b[k] * d[k]
+    return ac, ad, bc, bd
+
+
+@inside_for_pixels
+def _rows_of_depth(q, first, second, jdx, jdy, count, out):
+    """out = q (first jdx + second jdy)."""
+    for k in range(np.uint64(count)):
+        out[k] = q[k] * (first[k] * jdx[k] + second[k] * jdy[k])
+
+
+@inside_for_pixels
+def _schur(E, used, rows, limit, C, w, matrix, vector):
+    """matrix = E C^-1 E^T and vector = E C^-1 w of one source, for `rows` of E, an even number, that `used` names; from `limit` on they are
+    padding. E (W + 1, P) becomes E C^-1/2, w C^-1/2 w."""
+    points = len(C)
+    for p in range(np.uint64(points)):
+        w[p] *= C[p]
+    for i in range(rows):
+        row = E[used[i]]
+        for p in range(np.uint64(points)):
+            row[p] *= C[p]
+    for i in range(0, rows, 2):
+        a, b = used[i], used[i + 1]
+        for j in range(0, i + 1, 2):
+            c, d = used[j], used[j + 1]
+            ac, ad, bc, bd = _products(E[a], E[b], E[c], E[d], points)
+            matrix[a, c], matrix[c, a] = ac, ac
+            if d < limit:
+                matrix[a, d], matrix[d, a] = ad, ad
+            if b < limit:
+                matrix[b, c], matrix[c, b] = bc, bc
+                if d < limit:
+                    matrix[b, d], matrix[d, b] = bd, bd
+        vector[a], _, along, _ = _products(E[a], E[b], w, w, points)
+        if b < limit:
+            vector[b] = along
+
+
+@compiled_for_pixels
+def condense(
     first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
-    rotation_only, Hjj, gj, Hjk, Hkk, gk, E, C, w, totals,
+    rotation_only, prior, wanted, Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, totals,
 ):  # fmt: skip
-    """Sums over the measurements of source keyframes [first, last) of a chunk.
+    """Sums over the measurements of source keyframes [first, last) of a chunk, their depths eliminated.
 
     starts (S + 1,): edges of each source. R (E, 3, 3), t (E, 3) relative cameras. rays (S, P, 3), depth (S, P), depth_free (S,). codes
-    (n,), ray_slope (S, P, 2, n): free intrinsics and how they move the rays. Fills, all zero before: Hjj (E, 6, 6), gj (E, 6), Hjk
-    (E, 6, n), Hkk (S, n, n), gk (S, n), E (S, width, P), C, w (S, P), totals (S, 2) = cost, mass.
+    (n,), ray_slope (S, P, 2, n): free intrinsics and how they move the rays. prior: precision of relative changes of depth. wanted: are
+    matrix and vector. Fills, all zero before: Hjj (E, 6, 6), gj (E, 6), Hjk (E, 6, n), Hkk (S, n, n), gk (S, n), matrix (S, W, W), vector
+    (S, W), C, w (S, P), totals (S, 2) = cost, mass. Jacobians and E of one source are kept in caches, a block of measurements at a time.
     """
-    n = len(codes)
+    n, points, rows = len(codes), depth.shape[1], vector.shape[1]
     fx, fy = params[0], params[1]
-    J = np.zeros((2, 6))
-    K = np.zeros((2, max(n, 1)))
-    H = np.zeros((6, 6))
-    points = depth.shape[1]
+    E = np.zeros((rows + 1, points))
+    J, K, F = np.zeros((12, _BLOCK)), np.zeros((2 * max(n, 1), _BLOCK)), np.zeros((6, _BLOCK))
+    q, ex, ey, jdx, jdy = np.zeros(_BLOCK), np.zeros(_BLOCK), np.zeros(_BLOCK), np.zeros(_BLOCK), np.zeros(_BLOCK)
+    index, used, root, rest = np.zeros(_BLOCK, np.int64), np.zeros(rows + 1, np.int64), np.zeros(points), np.zeros(points)
     for s in range(first, last):
         moves = 1.0 if depth_free[s] else 0.0
+        mine = 6 * (1 + starts[s + 1] - starts[s])
+        E[:mine] = 0.0
+        E[rows - n :] = 0.0
         for e in range(starts[s], starts[s + 1]):
-            row = 6 * (1 + e - starts[s])
-            r = R[e]
+            row, r = 6 * (1 + e - starts[s]), R[e]
             t0, t1, t2 = t[e, 0], t[e, 1], t[e, 2]
-            H[:] = 0.0
-            for p in range(points):
-                trust = weight[e, p]
-                if trust <= 0.0:
-                    continue
-                d = depth[s, p]
-                seen, X, Y, Z, iz, x, y, xd, yd, a, b, c, ex, ey = _observed(
-                    r, t[e], rays[s, p], d, target[e, p], params, model, limit, near
-                )
-                if not seen:
-                    totals[s, 0] += trust * scale2
-                    continue
-                squared = ex * ex + ey * ey
-                shape = scale2 / (scale2 + squared)
-                totals[s, 0] += trust * squared * shape
-                totals[s, 1] += trust * shape
-                q = trust * shape * shape
-                ax, bx, zx, ay, by, zy = _point_jacobian(x, y, iz, fx, fy, a, b, c)
-                J[0, 0], J[0, 1], J[0, 2], J[0, 3], J[0, 4], J[0, 5] = _pose_row(ax, bx, zx, X, Y, Z, d)
-                J[1, 0], J[1, 1], J[1, 2], J[1, 3], J[1, 4], J[1, 5] = _pose_row(ay, by, zy, X, Y, Z, d)
-                if rotation_only:
-                    J[:, :3] = 0.0
-                jdx = (ax * t0 + bx * t1 + zx * t2) * moves
-                jdy = (ay * t0 + by * t1 + zy * t2) * moves
-                C[s, p] += q * (jdx * jdx + jdy * jdy)
-                w[s, p] += q * (jdx * ex + jdy * ey)
-                for i in range(6):
-                    u0, u1 = q * J[0, i], q * J[1, i]
-                    for j in range(i, 6):
-                        H[i, j] += u0 * J[0, j] + u1 * J[1, j]
-                    gj[e, i] += u0 * ex + u1 * ey
-                    E[s, row + i, p] = u0 * jdx + u1 * jdy
-                # row of the source camera: -(E_j Ad), Ad = [[r, [t] r], [0, r]]
-                f0, f1, f2 = E[s, row, p], E[s, row + 1, p], E[s, row + 2, p]
-                h0 = E[s, row + 3, p] + f1 * t2 - f2 * t1
-                h1 = E[s, row + 4, p] + f2 * t0 - f0 * t2
-                h2 = E[s, row + 5, p] + f0 * t1 - f1 * t0
-                for i in range(3):
-                    E[s, i, p] -= f0 * r[0, i] + f1 * r[1, i] + f2 * r[2, i]
-                    E[s, 3 + i, p] -= h0 * r[0, i] + h1 * r[1, i] + h2 * r[2, i]
-                if n:
-                    b00 = ax * r[0, 0] + bx * r[1, 0] + zx * r[2, 0]
-                    b01 = ax * r[0, 1] + bx * r[1, 1] + zx * r[2, 1]
-                    b10 = ay * r[0, 0] + by * r[1, 0] + zy * r[2, 0]
-                    b11 = ay * r[0, 1] + by * r[1, 1] + zy * r[2, 1]
+            at = 0
+            while at < points:
+                count = 0
+                while at < points and count < _BLOCK:
+                    p = at
+                    at += 1
+                    trust = weight[e, p]
+                    if trust <= 0.0:
+                        continue
+                    d = depth[s, p]
+                    seen, X, Y, Z, iz, x, y, xd, yd, a, b, c, dx, dy = _observed(
+                        r, t[e], rays[s, p], d, target[e, p], params, model, limit, near
+                    )
+                    if not seen:
+                        totals[s, 0] += trust * scale2
+                        continue
+                    squared = dx * dx + dy * dy
+                    shape = scale2 / (scale2 + squared)
+                    totals[s, 0] += trust * squared * shape
+                    totals[s, 1] += trust * shape
+                    k = count
+                    count += 1
+                    index[k], q[k], ex[k], ey[k] = p, trust * shape * shape, dx, dy
+                    ax, bx, zx, ay, by, zy = _point_jacobian(x, y, iz, fx, fy, a, b, c)
+                    J[0, k], J[1, k], J[2, k], J[3, k], J[4, k], J[5, k] = _pose_row(ax, bx, zx, X, Y, Z, d)
+                    J[6, k], J[7, k], J[8, k], J[9, k], J[10, k], J[11, k] = _pose_row(ay, by, zy, X, Y, Z, d)
+                    if rotation_only:
+                        J[:3, k] = 0.0
+                        J[6:9, k] = 0.0
+                    jdx[k], jdy[k] = (ax * t0 + bx * t1 + zx * t2) * moves, (ay * t0 + by * t1 + zy * t2) * moves
                     for m in range(n):
                         gx, gy = ray_slope[s, p, 0, m], ray_slope[s, p, 1, m]
                         mx, my = _intrinsic_slope(codes[m], x, y, xd, yd, fx, fy, model)
-                        K[0, m] = mx + b00 * gx + b01 * gy
-                        K[1, m] = my + b10 * gx + b11 * gy
+                        ux, uy, uz = r[0, 0] * gx + r[0, 1] * gy, r[1, 0] * gx + r[1, 1] * gy, r[2, 0] * gx + r[2, 1] * gy
+                        K[2 * m, k], K[2 * m + 1, k] = mx + ax * ux + bx * uy + zx * uz, my + ay * ux + by * uy + zy * uz
+                for i in range(6):
+                    for j in range(i, 6):
+                        Hjj[e, i, j] += _weighed(q, J[i], J[j], J[6 + i], J[6 + j], count)
+                    gj[e, i] += _weighed(q, J[i], ex, J[6 + i], ey, count)
                     for m in range(n):
-                        v0, v1 = q * K[0, m], q * K[1, m]
-                        gk[s, m] += v0 * ex + v1 * ey
-                        E[s, E.shape[1] - n + m, p] += v0 * jdx + v1 * jdy
-                        for o in range(n):
-                            Hkk[s, m, o] += v0 * K[0, o] + v1 * K[1, o]
-                        for i in range(6):
-                            Hjk[e, i, m] += v0 * J[0, i] + v1 * J[1, i]
+                        Hjk[e, i, m] += _weighed(q, J[i], K[2 * m], J[6 + i], K[2 * m + 1], count)
+                    _rows_of_depth(q, J[i], J[6 + i], jdx, jdy, count, F[i])
+                for m in range(n):
+                    gk[s, m] += _weighed(q, K[2 * m], ex, K[2 * m + 1], ey, count)
+                    for o in range(n):
+                        Hkk[s, m, o] += _weighed(q, K[2 * m], K[2 * o], K[2 * m + 1], K[2 * o + 1], count)
+                for k in range(count):
+                    p = index[k]
+                    C[s, p] += q[k] * (jdx[k] * jdx[k] + jdy[k] * jdy[k])
+                    w[s, p] += q[k] * (jdx[k] * ex[k] + jdy[k] * ey[k])
+                    f0, f1, f2, f3, f4, f5 = F[0, k], F[1, k], F[2, k], F[3, k], F[4, k], F[5, k]
+                    E[row, p], E[row + 1, p], E[row + 2, p], E[row + 3, p], E[row + 4, p], E[row + 5, p] = f0, f1, f2, f3, f4, f5
+                    # row of the source camera: -(E_j Ad), Ad = [[r, [t] r], [0, r]]
+                    h0, h1, h2 = f3 + f1 * t2 - f2 * t1, f4 + f2 * t0 - f0 * t2, f5 + f0 * t1 - f1 * t0
+                    for i in range(3):
+                        E[i, p] -= f0 * r[0, i] + f1 * r[1, i] + f2 * r[2, i]
+                        E[3 + i, p] -= h0 * r[0, i] + h1 * r[1, i] + h2 * r[2, i]
+                    for m in range(n):
+                        E[rows - n + m, p] += q[k] * (K[2 * m, k] * jdx[k] + K[2 * m + 1, k] * jdy[k])
             for i in range(6):
-                for j in range(i, 6):
-                    Hjj[e, i, j] = H[i, j]
-                    Hjj[e, j, i] = H[i, j]
+                for j in range(i):
+                    Hjj[e, i, j] = Hjj[e, j, i]
+        for p in range(points):
+            C[s, p] += prior / (depth[s, p] * depth[s, p])
+        if wanted:
+            for p in range(points):
+                root[p], rest[p] = 1.0 / math.sqrt(max(C[s, p], LEAST_CURVATURE)), w[s, p]
+            for i in range(mine):
+                used[i] = i
+            for m in range(n + 1):
+                used[mine + m] = rows - n + m
+            _schur(E, used, (mine + n + 1) // 2 * 2, rows, root, rest, matrix[s], vector[s])
 
 
 @compiled
 def cost(first, last, starts, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals):
-    """Robust cost and mass alone, summed in the order of `linearise`: fills totals (S, 2). Arguments as there."""
+    """Robust cost and mass alone: fills totals (S, 2). Arguments as of `condense`."""
     points = depth.shape[1]
     for s in range(first, last):
         for e in range(starts[s], starts[s + 1]):
@@ -247,7 +321,7 @@ def back_substitute(
     first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
     move, shared, out,
 ):  # fmt: skip
-    """E^T dx of source keyframes [first, last) of a chunk: out (S, P), zero before. Arguments as of `linearise`; move (E, 6): of each
+    """E^T dx of source keyframes [first, last) of a chunk: out (S, P), zero before. Arguments as of `condense`; move (E, 6): of each
     destination camera relative to its source, in its tangent; shared (n,): of the free intrinsics.
     """
     n = len(codes)
@@ -284,6 +358,90 @@ def back_substitute(
                     uy += shared[i] * (my + ay * qx + by * qy + zy * qz)
                 jdx, jdy = ax * t0 + bx * t1 + zx * t2, ay * t0 + by * t1 + zy * t2
                 out[s, p] += trust * shape * shape * (jdx * ux + jdy * uy)
+
+
+@compiled
+def relative(rotation, translation, source, destination, start, rotation_only, r, t, ad):
+    """Of each edge the motion from the camera `start + source` to the destination, r (E, 3, 3), t (E, 3), and its adjoint ad (E, 6, 6)
+    without the rows of translation where only rotations are free. rotation (K, 3, 3), translation (K, 3); source, destination (E,).
+    """
+    ad[:] = 0.0
+    for e in range(len(source)):
+        a, b = start + source[e], destination[e]
+        for i in range(3):
+            t[e, i] = translation[b, i]
+            for j in range(3):
+                r[e, i, j] = 0.0
+                for k in range(3):
+                    r[e, i, j] += rotation[b, i, k] * rotation[a, j, k]
+                t[e, i] -= r[e, i, j] * translation[a, j]
+        for j in range(3):
+            x, y, z = r[e, 0, j], r[e, 1, j], r[e, 2, j]
+            ad[e, 3, 3 + j], ad[e, 4, 3 + j], ad[e, 5, 3 + j] = x, y, z
+            if not rotation_only:
+                ad[e, 0, j], ad[e, 1, j], ad[e, 2, j] = x, y, z
+                ad[e, 0, 3 + j] = t[e, 1] * z - t[e, 2] * y
+                ad[e, 1, 3 + j] = t[e, 2] * x - t[e, 0] * z
+                ad[e, 2, 3 + j] = t[e, 0] * y - t[e, 1] * x
+
+
+@compiled
+def couple(starts, ad, Hjj, gj, Hjk, Hkk, gk, matrix, vector, slots, table, blocks, border, corner, poses, shared):
+    """Adds the sums of a chunk to the reduced system, less matrix (S, W, W) and vector (S, W).
+
+    starts, Hjj .. gk: as of `condense`; ad (E, 6, 6): see `relative`, what moves with the source camera is -ad. slots (S, D), table
+    (S, D, D): as of `reduced.Pattern`; blocks .. shared: as of `reduced.Reduced`.
+    """
+    n, wide = len(gk), 6 * slots.shape[1]
+    back, across = np.zeros((6, 6)), np.zeros((6, 6))
+    for s in range(len(starts) - 1):
+        for i in range(slots.shape[1]):
+            camera = slots[s, i]
+            for j in range(slots.shape[1]):
+                block = blocks[table[s, i, j]]
+                for k in range(6):
+                    for m in range(6):
+                        block[k, m] -= matrix[s, 6 * i + k, 6 * j + m]
+            for k in range(6):
+                poses[camera, k] -= vector[s, 6 * i + k]
+                for m in range(n):
+                    border[camera, k, m] -= matrix[s, 6 * i + k, wide + m]
+        for m in range(n):
+            shared[m] -= vector[s, wide + m]
+            for o in range(n):
+                corner[m, o] -= matrix[s, wide + m, wide + o]
+        own = slots[s, 0]
+        for e in range(starts[s], starts[s + 1]):
+            i = 1 + e - starts[s]
+            there = slots[s, i]
+            for k in range(6):
+                for m in range(6):
+                    back[k, m] = -ad[e, m, k]
+            for k in range(6):
+                for m in range(6):
+                    across[k, m] = 0.0
+                    for o in range(6):
+                        across[k, m] += back[k, o] * Hjj[e, o, m]
+            for k in range(6):
+                poses[there, k] += gj[e, k]
+                for m in range(n):
+                    border[there, k, m] += Hjk[e, k, m]
+                for o in range(6):
+                    poses[own, k] += back[k, o] * gj[e, o]
+                    for m in range(n):
+                        border[own, k, m] += back[k, o] * Hjk[e, o, m]
+                for m in range(6):
+                    blocks[table[s, i, i], k, m] += Hjj[e, k, m]
+                    blocks[table[s, 0, i], k, m] += across[k, m]
+                    blocks[table[s, i, 0], m, k] += across[k, m]
+                    total = 0.0
+                    for o in range(6):
+                        total += across[k, o] * back[m, o]
+                    blocks[table[s, 0, 0], k, m] += total
+    for m in range(n):
+        shared[m] += gk[m]
+        for o in range(n):
+            corner[m, o] += Hkk[m, o]
 
 
 @compiled
@@ -338,6 +496,13 @@ def _perturb(delta, r, t, r_new, t_new):
         for j in range(3):
             r_new[i, j] = R[i, 0] * r[0, j] + R[i, 1] * r[1, j] + R[i, 2] * r[2, j]
         t_new[i] = R[i, 0] * t[0] + R[i, 1] * t[1] + R[i, 2] * t[2] + V[i, 0] * delta[0] + V[i, 1] * delta[1] + V[i, 2] * delta[2]
+
+
+@compiled
+def perturb(delta, r, t, r_new, t_new):
+    """Exp of delta (N, 6) times cameras r (N, 3, 3), t (N, 3): fills r_new, t_new."""
+    for k in range(len(delta)):
+        _perturb(delta[k], r[k], t[k], r_new[k], t_new[k])
 
 
 @compiled

@@ -10,7 +10,7 @@ degree ordering), on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -213,22 +213,3 @@ def _factor(matrix: Any) -> Any:
     """LU of a symmetric positive definite sparse matrix in rows, which keeps to its diagonal. Its rows serve as columns, without a copy."""
     columns = sparse.csc_array((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
     return splu(columns, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
-
-
-def places(sources: Tensor, destinations: Tensor, chunks: Sequence[slice], slot: Tensor, cameras: int) -> list[Tensor]:
-    """Slots (S, D) of each chunk for `Pattern.of`: own camera, then destinations in order. sources, destinations (E,), sorted by source;
-    slot (K,): free camera of each keyframe, `cameras` for none."""
-    found = []
-    for chunk in chunks:
-        src, dst = sources[chunk], destinations[chunk]
-        local, order = src - src[0], order_in_source(src)
-        table = torch.full((int(local[-1]) + 1, int(order.max()) + 2), cameras, dtype=torch.long, device=src.device)
-        table[:, 0] = slot[int(src[0]) : int(src[-1]) + 1]
-        table[local, 1 + order] = slot[dst]
-        found.append(table)
-    return found
-
-
-def order_in_source(source: Tensor) -> Tensor:
-    """How many edges of the same source come before each edge; source (E,) sorted."""
-    return torch.arange(len(source), device=source.device) - torch.searchsorted(source, source)

@@ -126,7 +126,7 @@ def _back_substitute(
 
 def linearise(chunk: Chunk, scale: float) -> Sums:
     """`bundle.linearise`; E in float32, the rest in float64, cost and mass on the device."""
-    n, points, span, edges, width = len(chunk.problem.intrinsics), chunk.points, chunk.sources, len(chunk.destination), chunk.width
+    n, points, span, edges, width = len(chunk.problem.intrinsics), chunk.points, chunk.sources, len(chunk.stretch.destination), chunk.width
     rows = 7 + n
     grid = (span, triton.cdiv(points, BLOCK))  # its second axis ends at 65,535: 4 million points of a keyframe
     empty, device = torch.empty, chunk.state.params.device
@@ -167,8 +167,8 @@ def _common(chunk: Chunk) -> tuple[list[Tensor], dict[str, Any]]:
     if problem.model != "pinhole":  # found on the host: the only look at the device, and only of a lens with distortion
         limit = limit.clamp_max(cameras.NORMALISED_LIMIT)
     tensors = [
-        torch.from_numpy(chunk.starts).to(device, non_blocking=True), *chunk.relative, rays, chunk.inverse_depth, chunk.free_depth,
-        chunk.target, chunk.weight, params, limit, slope,
+        torch.from_numpy(chunk.stretch.starts).to(device, non_blocking=True), *chunk.relative, rays, chunk.inverse_depth, chunk.free_depth,
+        chunk.stretch.target, chunk.stretch.weight, params, limit, slope,
     ]  # fmt: skip
     options = {
         "MODEL": fused.MODEL_CODES[problem.model],
