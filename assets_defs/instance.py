@@ -200,8 +200,8 @@ class TaggingVideoStore(VideoStoreResource):
     """Tags the run with its process. Resources are made before a step takes its place in a pool, which it may be killed with."""
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        if context.instance is not None and context.run_id is not None and context.instance.has_run(context.run_id):
-            context.instance.add_run_tags(context.run_id, process_tags())
+        if context.instance is not None and context.run is not None and context.instance.has_run(context.run.run_id):
+            context.instance.add_run_tags(context.run.run_id, process_tags())
 
 
 def close_lost_runs(instance: dg.DagsterInstance) -> int:
