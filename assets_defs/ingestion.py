@@ -39,7 +39,8 @@ def build_ingest_sensor(store: Callable[[], VideoStore], settings: Callable[[], 
 
         known = 0 if by_shard else len(instance.get_dynamic_partitions(VIDEOS))
         look = ingest(store(), wanted, add, known)
-        context.log.info(sentence(look))
+        if look.taken:
+            context.log.info(sentence(look))
         return dg.SkipReason(sentence(look))
 
     return watch

@@ -49,8 +49,11 @@ nux:
 concurrency:
   runs:
     max_concurrent_runs: 1
+python_logs:
+  python_log_level: INFO
 """
-"""One run at a time: a stage uses all cores, and two videos at once would only wait for each other."""
+"""One run at a time: a stage uses all cores, and two videos at once would only wait for each other. The log without some 40 lines a run
+that tell of events, which are in the book whatever the level."""
 
 
 def prepare_home(home: Path) -> None:
