@@ -164,10 +164,15 @@ def enter(instance: dg.DagsterInstance, store: VideoStore, pointer: Pointer, sta
     where = dg.MetadataValue.path(store.path(pointer.video_id, pointer.asset))
     metadata = {"status": status, "fingerprint": pointer.fingerprint, "store_path": where}
     instance.report_runless_asset_event(_materialization(pointer.asset, pointer.video_id, pointer.fingerprint, metadata))
-    for result in check_results(pointer.asset, [Check.from_json(check) for check in pointer.checks]):
+    report_checks(instance, check_results(pointer.asset, [Check.from_json(check) for check in pointer.checks]))
+
+
+def report_checks(instance: dg.DagsterInstance, results: Iterable[dg.AssetCheckResult]) -> None:
+    """Enters outcomes of checks that no run found; each names its asset and its check."""
+    for result in results:
         instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
-                asset_key=dg.AssetKey(pointer.asset),
+                asset_key=dg.AssetKey.from_coercible(result.asset_key or ""),
                 check_name=result.check_name or "",
                 passed=result.passed,
                 metadata=result.metadata,
