@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import psutil
+from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from assets_defs.checks import check_results
 from assets_defs.partitions import VIDEOS
@@ -31,6 +35,8 @@ _STARTTIME = 19
 DATA_VERSION_TAG = "dagster/data_version"
 GONE = "gone"
 """In place of a fingerprint: the book had a result that the store has no longer."""
+START_PATIENCE = timedelta(minutes=1)
+"""Longer than a process takes to load its libraries and to name itself."""
 UNFINISHED = (
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
@@ -212,17 +218,37 @@ class TaggingVideoStore(VideoStoreResource):
             context.instance.add_run_tags(context.run.run_id, process_tags())
 
 
-def close_lost_runs(instance: dg.DagsterInstance) -> int:
-    """Marks runs as failed whose process on this machine is gone (killed, or the power went), and frees their slots; returns how many."""
-    host = socket.gethostname()
+def close_lost_runs(instance: dg.DagsterInstance, patience: timedelta = START_PATIENCE) -> int:
+    """Marks runs as failed whose process on this machine is gone (killed, or the power went), and frees their slots; returns how many.
+
+    patience: how long a run that has named no process yet may stay so where the server that was to start it does not answer.
+    """
+    host, limit = socket.gethostname(), datetime.now(UTC) - patience
     lost = 0
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
-        name = run.tags.get(PROCESS_TAG, "")
-        if name.startswith(f"{host}:") and not _alive(name):
+    for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
+        run = record.dagster_run
+        name = run.tags.get(PROCESS_TAG)
+        killed = name is not None and name.startswith(f"{host}:") and not _alive(name)
+        never_began = name is None and record.update_timestamp <= limit and _server_gone(run)
+        if killed or never_began:
             instance.report_run_failed(run, "the process of this run ended without closing it")
             lost += 1
     release_slots(instance)
     return lost
+
+
+def _server_gone(run: dg.DagsterRun) -> bool:
+    """The code server that starts the process of this run, and stays as long as it, does not answer; False where there is none."""
+    from dagster._grpc.client import DagsterGrpcClient  # with gRPC, which the command line does without
+
+    address = run.tags.get(GRPC_INFO_TAG)
+    if address is None:
+        return False
+    try:
+        DagsterGrpcClient(**json.loads(address)).ping("")
+    except DagsterUserCodeUnreachableError:
+        return True
+    return False
 
 
 def release_slots(instance: dg.DagsterInstance) -> None:
