@@ -146,6 +146,21 @@ def test_the_embedded_databases_stay_open_while_a_run_goes_on(tmp_path: Path) ->
         assert instance.get_dynamic_partitions(VIDEOS) == ["a-video"]
 
 
+def test_only_the_end_of_a_run_waits_for_the_disk(tmp_path: Path) -> None:
+    def waits(instance: dg.DagsterInstance) -> list[int]:
+        """By shard, what SQLite calls synchronous: 2 is at each commit, 1 when the log is moved into the database."""
+        found = []
+        for shard in ("index", "a-run"):
+            with instance.event_log_storage.run_connection(shard) as connection:  # type: ignore[attr-defined]
+                found.append(connection.exec_driver_sql("PRAGMA synchronous").scalar())
+        return found
+
+    with open_instance(tmp_path) as instance:
+        with kept_open(instance, "a-run"):
+            assert waits(instance) == [1, 1]
+        assert waits(instance) == [2, 2]
+
+
 def test_what_a_run_enters_meanwhile_is_there_for_other_processes(tmp_path: Path) -> None:
     with open_instance(tmp_path) as instance, open_instance(tmp_path) as other, kept_open(instance, "a-run"):
         add_videos(instance, ["a-video"])
