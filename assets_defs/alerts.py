@@ -9,6 +9,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from itertools import pairwise
 
 import dagster as dg
 
@@ -44,9 +45,16 @@ def alert(context: dg.RunFailureSensorContext) -> Mapping[str, str]:
     run = context.dagster_run
     about = run.tags.get(PARTITION_TAG, run.job_name)
     failure = first_failure(context.get_step_failure_events())
-    reason = failure.sentence(about) if failure else f"{about}: {context.failure_event.message}"
+    reason = failure.sentence(about) if failure else f"{about}: {_outside_steps(context)}"
     pieces = {"job": run.job_name, "partition": run.tags.get(PARTITION_TAG, ""), "stage": failure.stage if failure else ""}
     return {"text": f"vipe-dag: {reason} (run {run.run_id})", "run_id": run.run_id, **pieces}
+
+
+def _outside_steps(context: dg.RunFailureSensorContext) -> str:
+    """Why a run failed of which no step did. Who notices that a process is gone writes how it ended just before the failure."""
+    events = [entry.dagster_event for entry in context.instance.all_logs(context.dagster_run.run_id) if entry.dagster_event]
+    noticed = [before.message or "" for before, event in pairwise(events) if event.is_run_failure and before.is_engine_event]
+    return " ".join([context.failure_event.message or "", *noticed]).strip()
 
 
 def send(message: Mapping[str, str]) -> None:

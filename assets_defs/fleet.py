@@ -144,7 +144,7 @@ def build_shard_sensor(
     config: Callable[[], PipelineConfig],
     settings: Callable[[], Operations],
 ) -> dg.SensorDefinition:
-    """Requests a run of each shard that has work, by its catalogue. It keeps nothing between ticks; settings are those of `rerun`."""
+    """Requests a run of each shard that has work, by its catalogue; settings are those of `rerun`. The cursor is what it said last."""
 
     @dg.sensor(
         name=SHARD_SENSOR,
@@ -161,8 +161,9 @@ def build_shard_sensor(
         videos = videos_of(opened, present.fleet.shards)
         states = list(shard_states(opened, videos, wanted, present.fleet.attempts))
         requests, said = requests_for(context.instance, states, wanted, present.rerun)
-        context.log.info(said)
-        return dg.SensorResult(run_requests=requests, skip_reason=None if requests else said)
+        if said != context.cursor:
+            context.log.info(said)
+        return dg.SensorResult(run_requests=requests, skip_reason=None if requests else said, cursor=said)
 
     return rerun_shards
 
@@ -195,6 +196,7 @@ def requests_for(
         else:
             requests.append(_request(state, config, len(runs), failed + 1, change if settings.approved == change else None))
     parts += [
+        counted("shards requested", [str(request.partition_key) for request in requests]),
         counted("shards waiting for or in a run", sorted(name for name in busy if name)),
         counted("shards left alone after failed runs", given_up),
         counted("shards for a later tick", later),

@@ -19,7 +19,7 @@ INGEST_SENSOR = "ingest"
 
 
 def build_ingest_sensor(store: Callable[[], VideoStore], settings: Callable[[], Operations]) -> dg.SensorDefinition:
-    """Runs with Dagster when the store names a location to watch. It needs no cursor: see vipe_dag.ingest."""
+    """Runs with Dagster when the store names a location to watch. The cursor is only what it said last: see vipe_dag.ingest."""
 
     @dg.sensor(
         name=INGEST_SENSOR,
@@ -27,11 +27,11 @@ def build_ingest_sensor(store: Callable[[], VideoStore], settings: Callable[[], 
         default_status=dg.DefaultSensorStatus.RUNNING if settings().ingest.location else dg.DefaultSensorStatus.STOPPED,
         description="Makes a video of the store, and a partition unless partitions are shards, of every file in the watched location.",
     )
-    def watch(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         operations, instance = settings(), context.instance
         wanted, by_shard = operations.ingest, operations.fleet.enabled
         if wanted.location is None:
-            return dg.SkipReason("nothing is watched: set ingest.location in operations.yaml of the store")
+            return dg.SensorResult(skip_reason="nothing is watched: set ingest.location in operations.yaml of the store")
 
         def add(video_id: str) -> None:
             if not by_shard:
@@ -39,8 +39,10 @@ def build_ingest_sensor(store: Callable[[], VideoStore], settings: Callable[[], 
 
         known = 0 if by_shard else len(instance.get_dynamic_partitions(VIDEOS))
         look = ingest(store(), wanted, add, known)
-        context.log.info(sentence(look))
-        return dg.SkipReason(sentence(look))
+        said = sentence(look)
+        if said != context.cursor:
+            context.log.info(said)
+        return dg.SensorResult(skip_reason=said, cursor=said)
 
     return watch
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import psutil
+from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from assets_defs.checks import check_results
 from assets_defs.partitions import VIDEOS
@@ -31,6 +36,8 @@ _STARTTIME = 19
 DATA_VERSION_TAG = "dagster/data_version"
 GONE = "gone"
 """In place of a fingerprint: the book had a result that the store has no longer."""
+START_PATIENCE = timedelta(minutes=1)
+"""Longer than a process takes to load its libraries and to name itself."""
 UNFINISHED = (
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
@@ -49,8 +56,11 @@ nux:
 concurrency:
   runs:
     max_concurrent_runs: 1
+python_logs:
+  python_log_level: INFO
 """
-"""One run at a time: a stage uses all cores, and two videos at once would only wait for each other."""
+"""One run at a time: a stage uses all cores, and two videos at once would only wait for each other. The log without some 40 lines a run
+that tell of events, which are in the book whatever the level."""
 
 
 def prepare_home(home: Path) -> None:
@@ -68,13 +78,24 @@ def open_instance(home: Path) -> dg.DagsterInstance:
         return dg.DagsterInstance.from_config(str(home))
 
 
+class _Unhurried(sqlite3.Connection):
+    """A connection whose commits do not wait for the disk."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.execute("PRAGMA synchronous = NORMAL")
+
+
 @contextmanager
 def kept_open(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
     """Serves the embedded databases of one run from connections that stay open meanwhile.
 
     Dagster makes an engine and a connection for each statement: SQLAlchemy compiles the statement again, and whoever closes the last
     connection to an SQLite database moves its log into it and waits for the disk (https://sqlite.org/wal.html, section 6). The two are
-    half of what a run costs beside its stages. Other instances and other runs' databases are served as ever.
+    half of what a run costs beside its stages. Nor does each of some 150 commits wait for the disk: the end of the run does. A process that
+    is killed loses nothing by that; after a power cut the book may lack the last seconds, is never damaged
+    (https://sqlite.org/pragma.html#pragma_synchronous), and is made to say what the store has. Other instances and other runs' databases
+    are served as ever.
     """
     from dagster._core.storage.event_log.sqlite.sqlite_event_log import (  # brings SQLAlchemy, which definitions do without
         INDEX_SHARD_NAME,
@@ -93,9 +114,8 @@ def kept_open(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
         for shard in (INDEX_SHARD_NAME, run_id):
             with connect(shard):
                 pass  # that makes the database where there is none
-            engines[shard] = create_engine(
-                storage.conn_string_for_shard(shard), connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
-            )
+            connect_args = {"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": False, "factory": _Unhurried}
+            engines[shard] = create_engine(storage.conn_string_for_shard(shard), connect_args=connect_args)
             kept.callback(engines[shard].dispose)
             with engines[shard].connect() as first:
                 first.exec_driver_sql("SELECT 1 FROM sqlite_master")  # it takes part in the log from its first reading on
@@ -161,10 +181,15 @@ def enter(instance: dg.DagsterInstance, store: VideoStore, pointer: Pointer, sta
     where = dg.MetadataValue.path(store.path(pointer.video_id, pointer.asset))
     metadata = {"status": status, "fingerprint": pointer.fingerprint, "store_path": where}
     instance.report_runless_asset_event(_materialization(pointer.asset, pointer.video_id, pointer.fingerprint, metadata))
-    for result in check_results(pointer.asset, [Check.from_json(check) for check in pointer.checks]):
+    report_checks(instance, check_results(pointer.asset, [Check.from_json(check) for check in pointer.checks]))
+
+
+def report_checks(instance: dg.DagsterInstance, results: Iterable[dg.AssetCheckResult]) -> None:
+    """Enters outcomes of checks that no run found; each names its asset and its check."""
+    for result in results:
         instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
-                asset_key=dg.AssetKey(pointer.asset),
+                asset_key=dg.AssetKey.from_coercible(result.asset_key or ""),
                 check_name=result.check_name or "",
                 passed=result.passed,
                 metadata=result.metadata,
@@ -200,21 +225,41 @@ class TaggingVideoStore(VideoStoreResource):
     """Tags the run with its process. Resources are made before a step takes its place in a pool, which it may be killed with."""
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        if context.instance is not None and context.run_id is not None and context.instance.has_run(context.run_id):
-            context.instance.add_run_tags(context.run_id, process_tags())
+        if context.instance is not None and context.run is not None and context.instance.has_run(context.run.run_id):
+            context.instance.add_run_tags(context.run.run_id, process_tags())
 
 
-def close_lost_runs(instance: dg.DagsterInstance) -> int:
-    """Marks runs as failed whose process on this machine is gone (killed, or the power went), and frees their slots; returns how many."""
-    host = socket.gethostname()
+def close_lost_runs(instance: dg.DagsterInstance, patience: timedelta = START_PATIENCE) -> int:
+    """Marks runs as failed whose process on this machine is gone (killed, or the power went), and frees their slots; returns how many.
+
+    patience: how long a run that has named no process yet may stay so where the server that was to start it does not answer.
+    """
+    host, limit = socket.gethostname(), datetime.now(UTC) - patience
     lost = 0
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
-        name = run.tags.get(PROCESS_TAG, "")
-        if name.startswith(f"{host}:") and not _alive(name):
+    for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
+        run = record.dagster_run
+        name = run.tags.get(PROCESS_TAG)
+        killed = name is not None and name.startswith(f"{host}:") and not _alive(name)
+        never_began = name is None and record.update_timestamp <= limit and _server_gone(run)
+        if killed or never_began:
             instance.report_run_failed(run, "the process of this run ended without closing it")
             lost += 1
     release_slots(instance)
     return lost
+
+
+def _server_gone(run: dg.DagsterRun) -> bool:
+    """The code server that starts the process of this run, and stays as long as it, does not answer; False where there is none."""
+    from dagster._grpc.client import DagsterGrpcClient  # with gRPC, which the command line does without
+
+    address = run.tags.get(GRPC_INFO_TAG)
+    if address is None:
+        return False
+    try:
+        DagsterGrpcClient(**json.loads(address)).ping("")
+    except DagsterUserCodeUnreachableError:
+        return True
+    return False
 
 
 def release_slots(instance: dg.DagsterInstance) -> None:

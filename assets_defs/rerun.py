@@ -1,7 +1,8 @@
 """The sensor that asks for runs: whatever is stored and is not what the configuration asks for, stage by stage.
 
 It keeps nothing between ticks that it needs. What is stored is in Dagster's book, what is wanted in configuration and source records,
-what was tried in the runs themselves; so a lost cursor, a daemon that was away and a crash in the middle of a tick change nothing.
+what was tried in the runs themselves; so a lost cursor, a daemon that was away and a crash in the middle of a tick change nothing. The
+cursor is what a person was told of a large change.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from assets_defs.assets import CONFIG_TAG, REQUEST_TAG
+from assets_defs.coverage import Wanted, report_coverage
 from assets_defs.instance import close_lost_runs, enter, stored_versions, unfinished_runs
 from assets_defs.jobs import checks_of
 from assets_defs.partitions import VIDEOS
@@ -24,7 +26,7 @@ from vipe_dag.config import PipelineConfig
 from vipe_dag.graph import STAGES, config_digest
 from vipe_dag.ingest import read_ledger
 from vipe_dag.operations import OPERATIONS_FILE, RerunSettings
-from vipe_dag.stale import Difference, Targets, bring_back, change_digest, differences, without_blocked
+from vipe_dag.stale import Difference, Targets, Versions, bring_back, change_digest, differences, without_blocked
 
 if TYPE_CHECKING:
     from vipe_dag.store import VideoStore
@@ -41,11 +43,13 @@ REDO_PRIORITY = "-10"
 STORE_SECONDS = 20.0
 """Of a tick, spent looking into the store; the next tick goes on."""
 QUERY_VALUES = 100
+NOTHING_WAITS = "nothing waits for approval"
+"""A cursor that is empty would be taken for one that stays as it was."""
 
 
 @dataclass
 class Tick:
-    """What one look at all videos came to. The lists hold video ids."""
+    """What one look at all videos came to. The lists hold video ids; wanted and stored are fingerprints as the tick found them."""
 
     videos: int
     requests: list[dg.RunRequest] = field(default_factory=list)
@@ -56,11 +60,26 @@ class Tick:
     later: list[str] = field(default_factory=list)
     unregistered: list[str] = field(default_factory=list)
     sourceless: list[str] = field(default_factory=list)
+    change: str = ""
     unapproved: str = ""
+    wanted: Wanted = field(default_factory=dict)
+    stored: Versions = field(default_factory=dict)
+
+    def state(self, before: str) -> str:
+        """What became of a large change, in words: the cursor of the sensor, which the UI shows.
+
+        before: the cursor of the tick before.
+        """
+        if self.unapproved:
+            return f"waiting for approval of {self.change}"
+        going_on = self.requests or self.brought_back or self.running or self.later
+        return "computing what waited for approval" if before != NOTHING_WAITS and going_on else NOTHING_WAITS
 
     def sentence(self) -> str:
         """All that is worth saying, on one line."""
+        requested = [str(request.partition_key) for request in self.requests]
         parts = [
+            counted("requested", requested),
             counted("brought back from the store", self.brought_back),
             counted("waiting for or in a run", self.running),
             counted("stopped by a failed check", self.blocked),
@@ -89,15 +108,17 @@ class Reconciler:
         with _uncollected():
             records = store.sources(videos)
             wanted = self._targets.of({video_id: records[video_id] for video_id in videos if video_id in records}, config)
-            found = differences(wanted, {stage.name: stored_versions(instance, stage.name) for stage in STAGES})
-        tick = Tick(len(videos), unregistered=[video_id for video_id in videos if video_id not in records])
+            stored = {stage.name: stored_versions(instance, stage.name) for stage in STAGES}
+            found = differences(wanted, stored)
+        unregistered = [video_id for video_id in videos if video_id not in records]
+        tick = Tick(len(videos), unregistered=unregistered, change=change_digest(config), wanted=wanted, stored=stored)
         tick.sourceless = [entry.video_id for entry in found if "frames" in entry.stale and entry.video_id in ledger.gone]
         found = [entry for entry in found if entry.video_id not in tick.sourceless]
         unfinished = unfinished_runs(instance)
         busy = {run.tags.get(PARTITION_TAG) for run in unfinished}
         tick.running = [entry.video_id for entry in found if entry.video_id in busy]
         to_compute = list(self._to_compute(instance, store, [entry for entry in found if entry.video_id not in busy], tick))
-        approved = self._approved(to_compute, tick, config, settings)
+        approved = self._approved(to_compute, tick, settings)
         self._request(instance, approved, tick, config, settings, settings.queue - len(unfinished))
         return tick
 
@@ -128,15 +149,14 @@ class Reconciler:
         self._not_stored[entry.video_id] = entry.request
         return False
 
-    def _approved(self, found: Sequence[Difference], tick: Tick, config: PipelineConfig, settings: RerunSettings) -> Sequence[Difference]:
+    def _approved(self, found: Sequence[Difference], tick: Tick, settings: RerunSettings) -> Sequence[Difference]:
         """All of them, or only new videos where so many others would be computed anew that a person has to say so first."""
         redone = sum(entry.redo for entry in found)
-        change = change_digest(config)
-        if redone <= settings.approval_above or settings.approved == change:
+        if redone <= settings.approval_above or settings.approved == tick.change:
             return found
         tick.unapproved = (
             f"this change would compute {redone} videos anew, more than {settings.approval_above}: "
-            f"to approve it, write `approved: '{change}'` under `rerun` in {OPERATIONS_FILE} of the store"
+            f"to approve it, write `approved: '{tick.change}'` under `rerun` in {OPERATIONS_FILE} of the store"
         )
         return [entry for entry in found if not entry.redo]
 
@@ -149,7 +169,6 @@ class Reconciler:
         settings: RerunSettings,
         room: int,
     ) -> None:
-        change = change_digest(config)
         for first in range(0, len(found), QUERY_VALUES):
             group = found[first : first + QUERY_VALUES]
             if len(tick.requests) >= room:
@@ -164,7 +183,7 @@ class Reconciler:
                 elif len(tick.requests) >= room:
                     tick.later.append(entry.video_id)
                 else:
-                    approval = {APPROVED_TAG: change} if entry.redo and settings.approved == change else {}
+                    approval = {APPROVED_TAG: tick.change} if entry.redo and settings.approved == tick.change else {}
                     tick.requests.append(_run_request(entry, config, len(runs), failed + 1, approval))
 
 
@@ -218,7 +237,10 @@ def build_rerun_sensor(
     config: Callable[[], PipelineConfig],
     settings: Callable[[], RerunSettings],
 ) -> dg.SensorDefinition:
-    """The sensor. Configuration and settings are read at each tick, so a change needs no reload of the code location."""
+    """The sensor. Configuration and settings are read at each tick, so a change needs no reload of the code location.
+
+    A change that waits for approval makes nothing happen, so the checks `coverage` say what it waits for, and later what came of it.
+    """
     reconciler = Reconciler()
 
     @dg.sensor(
@@ -230,7 +252,12 @@ def build_rerun_sensor(
     )
     def rerun(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         tick = reconciler.tick(context.instance, store(), config(), settings())
-        context.log.info(tick.sentence())
-        return dg.SensorResult(run_requests=tick.requests, skip_reason=None if tick.requests else tick.sentence())
+        before = context.cursor or NOTHING_WAITS
+        state = tick.state(before)
+        if state != before:
+            report_coverage(context.instance, tick.wanted, tick.stored, tick.unapproved)
+        if state != before or tick.requests or tick.brought_back:
+            context.log.info(tick.sentence())
+        return dg.SensorResult(run_requests=tick.requests, skip_reason=None if tick.requests else tick.sentence(), cursor=state)
 
     return rerun

@@ -33,6 +33,7 @@ class World:
     root: Path
     instance: dg.DagsterInstance
     run_keys: set[str] = field(default_factory=set)
+    cursors: dict[str, str | None] = field(default_factory=dict)
     said: str = ""
 
     @property
@@ -54,9 +55,12 @@ class World:
     def look(self, sensor: str = RERUN_SENSOR) -> list[dg.RunRequest]:
         """What the sensor requests, with definitions loaded anew, as after a restart."""
         definitions = build_definitions(root=str(self.root))
-        context = dg.build_sensor_context(instance=self.instance, definitions=definitions, sensor_name=sensor)
+        context = dg.build_sensor_context(
+            instance=self.instance, definitions=definitions, sensor_name=sensor, cursor=self.cursors.get(sensor)
+        )
         with partition_loading_context(dynamic_partitions_store=self.instance):
             result = definitions.resolve_sensor_def(sensor).evaluate_tick(context)
+        self.cursors[sensor] = result.cursor or self.cursors.get(sensor)  # as the daemon does
         self.said = result.skip_message or ""
         return list(result.run_requests or ())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import subprocess
@@ -11,12 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psutil
 import pytest
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
 import quick_stages
 from assets_defs.assets import CONFIG_TAG
@@ -143,6 +146,21 @@ def test_the_embedded_databases_stay_open_while_a_run_goes_on(tmp_path: Path) ->
         assert instance.get_dynamic_partitions(VIDEOS) == ["a-video"]
 
 
+def test_only_the_end_of_a_run_waits_for_the_disk(tmp_path: Path) -> None:
+    def waits(instance: dg.DagsterInstance) -> list[int]:
+        """By shard, what SQLite calls synchronous: 2 is at each commit, 1 when the log is moved into the database."""
+        found = []
+        for shard in ("index", "a-run"):
+            with instance.event_log_storage.run_connection(shard) as connection:  # type: ignore[attr-defined]
+                found.append(connection.exec_driver_sql("PRAGMA synchronous").scalar())
+        return found
+
+    with open_instance(tmp_path) as instance:
+        with kept_open(instance, "a-run"):
+            assert waits(instance) == [1, 1]
+        assert waits(instance) == [2, 2]
+
+
 def test_what_a_run_enters_meanwhile_is_there_for_other_processes(tmp_path: Path) -> None:
     with open_instance(tmp_path) as instance, open_instance(tmp_path) as other, kept_open(instance, "a-run"):
         add_videos(instance, ["a-video"])
@@ -260,6 +278,21 @@ def test_a_run_whose_process_is_gone_is_closed(instance: dg.DagsterInstance, sto
     assert close_lost_runs(instance) == 1
     states = {run_id: instance.get_run_by_id(run_id) for run_id in (lost.run_id, alive.run_id)}
     assert [run and run.status for run in states.values()] == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED]
+
+
+def test_a_run_that_was_killed_before_it_named_its_process_is_closed_once_nobody_can_start_it_any_more(
+    instance: dg.DagsterInstance, store: VideoStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = build_definitions(root=store.root, config=load_config()).resolve_job_def(PIPELINE_JOB)
+    server = {GRPC_INFO_TAG: json.dumps({"host": "localhost", "socket": str(tmp_path / "gone")})}
+    for status in (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED):
+        instance.create_run_for_job(job, status=status, tags=server)
+    instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    assert close_lost_runs(instance) == 0, "they have just begun"
+    with monkeypatch.context() as answering:
+        answering.setattr("dagster._grpc.client.DagsterGrpcClient.ping", lambda *_: {})
+        assert close_lost_runs(instance, timedelta(0)) == 0
+    assert close_lost_runs(instance, timedelta(0)) == 2, "the third is of another launcher"
 
 
 def test_a_process_that_ended_and_that_nobody_waited_for_is_gone(instance: dg.DagsterInstance, store: VideoStore) -> None:

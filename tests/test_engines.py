@@ -82,9 +82,9 @@ def test_a_run_on_ray_has_a_share_of_a_gpu_by_file_or_by_tag(
     assert SECRET not in json.dumps(job), "Ray's dashboard shows what a job was given"
 
 
-def test_a_run_on_kubernetes_is_a_job_with_image_secrets_and_resources(
-    instance_of: Callable[[str], dg.DagsterInstance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def kubernetes_job(instance_of: Callable[[str], dg.DagsterInstance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
+    """Namespace and body of what a run is sent as."""
     launcher = pytest.importorskip("dagster_k8s.launcher", reason="comes with the extra `kubernetes`")
     monkeypatch.setattr(launcher, "load_kubernetes_config", lambda **_: None)
     given: list[tuple[str, Any]] = []
@@ -92,7 +92,12 @@ def test_a_run_on_kubernetes_is_a_job_with_image_secrets_and_resources(
         jobs = SimpleNamespace(create_namespaced_job_with_retries=lambda body, namespace: given.append((namespace, body)))
         monkeypatch.setattr(instance.run_launcher, "_api_client", jobs)
         launch(instance, tmp_path / "store")
-    ((namespace, job),) = given
+    (job,) = given
+    return job
+
+
+def test_a_run_on_kubernetes_is_a_job_with_image_secrets_and_resources(kubernetes_job: tuple[str, Any]) -> None:
+    namespace, job = kubernetes_job
     (container,) = job.spec.template.spec.containers
     assert (namespace, container.image) == ("videos", "registry/vipe-dag:1")
     assert "execute_run" in container.args
@@ -102,6 +107,18 @@ def test_a_run_on_kubernetes_is_a_job_with_image_secrets_and_resources(
     assert job.spec.ttl_seconds_after_finished == 86400
     assert job.spec.template.spec.termination_grace_period_seconds == 120
     assert SECRET not in str(job)
+
+
+def test_the_job_is_one_by_the_schemas_of_kubernetes(kubernetes_job: tuple[str, Any]) -> None:
+    """Strictly: a field that Kubernetes does not know is an error, which a cluster would drop in silence."""
+    kubernetes = pytest.importorskip("kubernetes.client", reason="comes with the extra `kubernetes`")
+    schemas = pytest.importorskip("kubernetes_validate", reason="comes with the extra `dev`")
+    job = kubernetes.ApiClient().sanitize_for_serialization(kubernetes_job[1])
+    for version in ("1.28", "1.37"):
+        assert schemas.validate(job, version, strict=True) == version
+    job["spec"]["template"]["spec"]["containers"][0]["resources"]["request"] = {"cpu": "4"}
+    with pytest.raises(schemas.ValidationError, match="'request' was unexpected"):
+        schemas.validate(job, "1.37", strict=True)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in DEPLOY.glob("*.yaml")))

@@ -148,7 +148,7 @@ def test_a_poisoned_file_is_quarantined_with_its_reason_and_the_others_come_in(p
     entries = {Path(name).name: entry for name, entry in read_ledger(place.store).files.items()}
     assert {name: entry.state for name, entry in entries.items()} == {"a.mp4": "quarantine", "b.mp4": "quarantine", "c.mp4": "taken"}
     assert "b.mp4" in (entries["b.mp4"].reason or "")
-    assert "2 in quarantine" in place.said
+    assert place.said == f"2 in quarantine ({', '.join(str(entries[name].reason) for name in ('a.mp4', 'b.mp4'))})"
 
 
 def test_quarantine_ends_on_demand_or_with_a_new_content(place: World, inbox: Path, clips: list[Path]) -> None:

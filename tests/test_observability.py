@@ -19,6 +19,8 @@ from assets_defs import alerts
 from assets_defs.alerts import ALERTS_SENSOR, COMMAND_VARIABLE, URL_VARIABLE
 from assets_defs.definitions import build_definitions
 from assets_defs.instance import open_instance
+from assets_defs.jobs import PIPELINE_JOB
+from assets_defs.rerun import PARTITION_TAG
 from platform_worlds import ALL, World, clip_in
 from vipe_dag import cli
 
@@ -106,6 +108,15 @@ def test_a_webhook_is_told_what_failed_and_why(place: World, hurried: None, tmp_
     assert SECRET not in str(refused.value)
     assert told[0].items() >= {"job": "video_pipeline", "partition": "a", "stage": "frames"}.items()
     assert told[0]["text"].startswith("vipe-dag: a: frames: ")
+
+
+def test_an_alert_of_a_run_whose_process_was_killed_says_what_was_noticed(place: World) -> None:
+    job = build_definitions(root=str(place.root)).resolve_job_def(PIPELINE_JOB)
+    run = place.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags={PARTITION_TAG: "a"})
+    place.instance.report_engine_event("the process was terminated by signal 9 (SIGKILL)", run)
+    event = place.instance.report_run_failed(run)
+    context = dg.build_run_status_sensor_context(ALERTS_SENSOR, event, place.instance, run).for_run_failure()
+    assert re.fullmatch(r"vipe-dag: a: .+ the process was terminated by signal 9 \(SIGKILL\) \(run .+\)", alerts.alert(context)["text"])
 
 
 def test_a_command_gets_the_alert_on_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
@@ -196,6 +197,31 @@ def test_a_large_change_waits_for_approval_of_just_that_change(place: World, cli
     assert [request.tags[APPROVED_TAG] for request in requests] == [change, change]
     place.configure(ba_poses={"grid_columns": 16})
     assert place.look() == []
+
+
+def test_the_checks_of_coverage_say_what_a_large_change_waits_for_and_what_came_of_it(place: World, clip: Path) -> None:
+    def told(stage: str) -> list[tuple[bool, str]]:
+        """Outcomes so far, newest first."""
+        key = dg.AssetCheckKey(dg.AssetKey(stage), COVERAGE)
+        events = [record.event for record in place.instance.event_log_storage.get_asset_check_execution_history(key, limit=10)]
+        found = [event.asset_check_evaluation for event in events if event and event.asset_check_evaluation]
+        return [(evaluation.passed, evaluation.description or "") for evaluation in found]
+
+    computed(place, clip, "a", "b")
+    place.configure(**CHANGED)
+    place.operate(rerun={"approval_above": 1})
+    place.tick()
+    ((passed, said),) = told("ba_poses")
+    assert not passed
+    assert re.fullmatch(r"0 of 2 videos are current, 2 are stale, 0 missing; .* write `approved: '\w{8}'` .*", said)
+    assert told("frames") == [(True, "2 of 2 videos are current, 0 are stale, 0 missing")]
+    place.operate(rerun={"approval_above": 1, "approved": change_digest(load_config(file=place.root / "config.yaml"))})
+    place.tick()
+    assert told("ba_poses")[0] == (False, "0 of 2 videos are current, 2 are stale, 0 missing")
+    for _ in range(3):
+        place.tick()
+    assert told("ba_poses")[0] == (True, "2 of 2 videos are current, 0 are stale, 0 missing")
+    assert len(told("ba_poses")) == 3
 
 
 def test_new_videos_do_not_wait_for_the_approval_of_others(place: World, clip: Path) -> None:

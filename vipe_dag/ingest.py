@@ -76,7 +76,10 @@ class Ledger(BaseModel):
 
 @dataclass
 class Look:
-    """What one look at a place came to; the lists hold paths or URLs as the ledger has them, `taken` video ids in order."""
+    """What one look at a place came to; the lists hold paths or URLs as the ledger has them, `taken` video ids in order.
+
+    quarantined: a sentence for each such file, with its name and the reason.
+    """
 
     taken: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
@@ -137,8 +140,14 @@ def ingest(store: VideoStore, settings: IngestSettings, add: Callable[[str], Non
     if opened:
         store.write_note(OPENED, b"")
     look.waiting = [key for key, entry in ledger.files.items() if entry.state == "waiting"]
-    look.quarantined = [key for key, entry in ledger.files.items() if entry.state == "quarantine"]
+    look.quarantined = [_reason(key, entry) for key, entry in ledger.files.items() if entry.state == "quarantine"]
     return look
+
+
+def _reason(key: str, entry: Entry) -> str:
+    """Why a file was not taken in, with its name."""
+    reason = entry.reason or "no reason given"
+    return reason if key in reason else f"{key}: {reason}"
 
 
 def retry(store: VideoStore, pattern: str = "*") -> list[str]:

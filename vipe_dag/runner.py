@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vipe_dag.checks import failed_blocking
@@ -178,7 +179,7 @@ def prepare_book(root: str) -> int:
 
     store, home = VideoStore(root), dagster_home(root)
     with book_errors(home), open_instance(home) as instance:
-        close_lost_runs(instance)
+        close_lost_runs(instance, timedelta(0))  # whoever started a run before this is gone, or answers
         return len(store.names()) if load_operations(root).fleet.enabled else adopt(instance, store)
 
 
