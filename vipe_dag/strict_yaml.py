@@ -18,7 +18,8 @@ def parse(text: str, origin: str) -> Any:
     try:
         return _tuples(yaml.load(text, _Loader))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer of thousands of digits
-        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())[:MAX_SAID]}") from error
+        said = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")  # what the parser calls a text; `origin` is its name
+        raise ConfigError(f"{origin}: not valid YAML: {said[:MAX_SAID]}") from error
 
 
 class _Loader(yaml.SafeLoader):
