@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import uuid4
 
 import dagster as dg
@@ -15,7 +16,12 @@ from resources.listener import StageListener
 from vipe_dag.config import PipelineConfig
 from vipe_dag.graph import config_digest, upstream
 
-QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+def _console(level: str) -> dict[str, Any]:
+    return {"loggers": {"console": {"config": {"log_level": level}}}}
+
+
+QUIET, VERBOSE = _console("CRITICAL"), _console("DEBUG")
 
 
 def materialize_video(
@@ -37,7 +43,7 @@ def materialize_video(
             instance=instance,
             partition_key=video_id,
             tags={CONFIG_TAG: config_digest(config), **process_tags()},
-            run_config=QUIET if quiet else None,
+            run_config=QUIET if quiet else VERBOSE,
             run_id=run_id,
             raise_on_error=False,
         )

@@ -248,6 +248,11 @@ def test_the_mp4_is_h264_with_exact_timestamps_and_faithful_pixels(tmp_path: Pat
 def test_an_odd_size_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="even sizes"):
         synthetic.write_mp4(synthetic.scene("room", n_frames=2, width=63, height=36), tmp_path / "clip.mp4")
+
+
+def test_a_clip_is_the_same_video_each_time_it_is_written(tmp_path: Path) -> None:
+    clip = synthetic.scene("room", n_frames=12, width=160, height=90, supersample=1)
+    assert len({synthetic.write_mp4(clip, tmp_path / f"{n}.mp4").read_bytes() for n in range(6)}) == 1
     assert not (tmp_path / "clip.mp4").exists()
 
 

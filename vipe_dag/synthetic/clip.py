@@ -150,7 +150,9 @@ def write_mp4(clip: SyntheticClip, path: str | Path, crf: int = 14, progress: Ca
     unfinished = path.with_name(path.name + ".part")
     rate = Fraction(clip.fps).limit_denominator(1001)
     with av.open(str(unfinished), "w", format="mp4") as container, ThreadPoolExecutor(2) as pool:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "fast"})
+        # without the last, x264 may write other bytes each time (seen with AVX-512), and a clip of other bytes is another video
+        options = {"crf": str(crf), "preset": "fast", "x264-params": "cpu-independent=1"}
+        stream = container.add_stream("libx264", rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = clip.camera.width, clip.camera.height, "yuv420p"
         for start in range(0, len(clip), _AHEAD):
             rows = range(start, min(start + _AHEAD, len(clip)))
