@@ -102,6 +102,7 @@ class TestMistakes:
             ("frmes:\n  long_side: 640\n", r"frmes: unknown stage \(.*config\.yaml\); did you mean frames\?"),
             ("frames:\n  long_side: 3\n", r"got 3 \(.*config\.yaml\)"),
             ("frames: 640\n", r"frames: expected a mapping of its fields"),
+            ("frames: {640: 1}\n", r"frames\.640: unknown field \(.*config\.yaml\)"),
             ("- frames\n", r"expected a mapping of stages"),
             ("frames: {long_side: 640, long_side: 641}\n", r"the key 'long_side' is given twice"),
             ("preset: qualty\n", r"unknown preset 'qualty'; did you mean quality\?; there are: .*default"),

@@ -317,8 +317,9 @@ def _validated(layers: list[tuple[str, Mapping[str, Any]]]) -> PipelineConfig:
                 )
             if not isinstance(section, Mapping):
                 raise ConfigError(f"{stage}: expected a mapping of its fields ({origin}), found {shown(section)}")
-            merged.setdefault(stage, {}).update(section)
-            origins.update({(stage, field): origin for field in section})
+            named = {str(field): value for field, value in section.items()}  # YAML also takes numbers for keys
+            merged.setdefault(stage, {}).update(named)
+            origins.update({(stage, field): origin for field in named})
     try:
         return PipelineConfig.model_validate(merged)
     except ValidationError as error:
