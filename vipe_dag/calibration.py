@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vipe_dag.config_words import MAX_SHOWN, shown
+from vipe_dag.config_words import in_words, shown
 from vipe_dag.errors import SourceError
 from vipe_dag.results import PARAM_NAMES
 
@@ -236,7 +236,7 @@ def _fault(params: NDArray[np.float64], width: int, height: int) -> str | None:
 
 
 def _sentence(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"])[:MAX_SHOWN] or "sidecar"
+    key = in_words(".".join(str(part) for part in detail["loc"])) or "sidecar"
     if detail["type"] == "missing":
         return f"{key} is missing"
     if detail["type"] == "extra_forbidden":

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from vipe_dag.config_words import MAX_SHOWN, did_you_mean, expected, shown
+from vipe_dag.config_words import did_you_mean, expected, in_words, shown
 from vipe_dag.documents import read_document
 from vipe_dag.errors import ConfigError
 from vipe_dag.strict_yaml import parse
@@ -312,9 +312,7 @@ def _validated(layers: list[tuple[str, Mapping[str, Any]]]) -> PipelineConfig:
             if section is None:
                 continue
             if stage not in PipelineConfig.model_fields:
-                raise ConfigError(
-                    f"{str(stage)[:MAX_SHOWN]}: unknown stage ({origin}){did_you_mean(str(stage), PipelineConfig.model_fields)}"
-                )
+                raise ConfigError(f"{in_words(stage)}: unknown stage ({origin}){did_you_mean(str(stage), PipelineConfig.model_fields)}")
             if not isinstance(section, Mapping):
                 raise ConfigError(f"{stage}: expected a mapping of its fields ({origin}), found {shown(section)}")
             named = {str(field): value for field, value in section.items()}  # YAML also takes numbers for keys
@@ -332,7 +330,7 @@ def _problem(detail: Any, origins: Mapping[tuple[Any, ...], str], given: Mapping
     key = ".".join(str(part) for part in location)
     origin = origins.get(location, "defaults")
     if detail["type"] == "extra_forbidden":
-        return f"{key[:MAX_SHOWN]}: unknown field ({origin}){did_you_mean(key, field_names())}"
+        return f"{in_words(key)}: unknown field ({origin}){did_you_mean(key, field_names())}"
     if detail["type"] in ("value_error", "assertion_error"):
         return f"{key} ({origin}): {detail['msg'].partition(', ')[2] or detail['msg']}"
     value = given.get(location[0], {}).get(location[-1], detail["input"])

@@ -25,6 +25,11 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 4]} ..."
 
 
+def in_words(name: object) -> str:
+    """A name that somebody gave, in one line and at a length that fits into a sentence."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(name)[:MAX_SHOWN])
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """The nearest valid name; a field given without its stage, or under the wrong one, finds its home."""
     names, name = list(valid), name[:MAX_SHOWN]

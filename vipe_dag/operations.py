@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from vipe_dag.config_words import MAX_SHOWN, did_you_mean, shown
+from vipe_dag.config_words import did_you_mean, in_words, shown
 from vipe_dag.documents import read_document
 from vipe_dag.errors import ConfigError
 from vipe_dag.export import FORMATS
@@ -113,7 +113,7 @@ def load_operations(root: str) -> Operations:
         return Operations.model_validate(values)
     except ValidationError as error:
         detail = error.errors()[0]
-        name = ".".join(map(str, detail["loc"]))[:MAX_SHOWN]
+        name = in_words(".".join(map(str, detail["loc"])))
         if detail["type"] == "extra_forbidden":
             raise ConfigError(f"{where}: there is no setting {name}{did_you_mean(name, setting_names())}") from error
         fact = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else f"{detail['msg']}, found {shown(detail['input'])}"

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 REFERENCES = "_references"
 """Folder of the reference trajectories of a store, one VIDEO_ID.txt each."""
 _REFERENCE = ".txt"
+_MAX_REASON = 400
+"""Characters of a reason that may repeat what somebody wrote."""
 SHARD_CHUNKS: Mapping[str, int] = {"frame": SHARD_FRAMES}
 
 
@@ -113,7 +115,9 @@ class VideoStore:
             return SourceRecord.model_validate_json(content)
         except (ValidationError, VipeDagError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-            raise StoreError(f"{self._backend.url(key)}: not a readable source record ({reason}); run the video again") from error
+            raise StoreError(
+                f"{self._backend.url(key)}: not a readable source record ({str(reason)[:_MAX_REASON]}); run the video again"
+            ) from error
 
     # Reference trajectories, which people bring
 
