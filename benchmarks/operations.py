@@ -161,7 +161,8 @@ def adjustment(device: str, size: Size) -> Iterator[Operation]:
     sums = bundle.linearise(*given)
     measurements = edges.weight.numel()
     text = f"{size.keyframes} keyframes, {measurements} measurements"
-    read, flops = edges.target.nbytes + edges.weight.nbytes + sums.C.nbytes + sums.w.nbytes, 360 * measurements
+    read = edges.target.nbytes + edges.weight.nbytes + sums.C.nbytes + sums.w.nbytes
+    flops = 360 * measurements  # counted in fused.condense, linearisation alone, for a pinhole camera with its focal length free
     sources, width, points = sums.E.shape
     products, written = sources * width * (width + 1) * points, 8 * sources * width * (width + 1)
     yield Operation(

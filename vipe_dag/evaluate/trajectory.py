@@ -6,7 +6,7 @@ result says so.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -88,10 +88,8 @@ def associate(time: Array, reference_time: Array, tolerance: float) -> tuple[NDA
     return pairs[0], pairs[1]
 
 
-def align(estimate: Array, reference: Array, alignment: Alignment = "sim3", rows: NDArray[np.int64] | None = None) -> Aligned:
-    """Move estimated cam2world (n, 4, 4) onto the reference (n, 4, 4) by the best similarity (`sim3`) or rigid motion (`se3`). rows (n,):
-    which of a longer estimate these are; all when None."""
-    rows = np.arange(len(estimate)) if rows is None else rows
+def align(estimate: Array, reference: Array, alignment: Alignment = "sim3") -> Aligned:
+    """Move estimated cam2world (n, 4, 4) onto the reference (n, 4, 4) by the best similarity (`sim3`) or rigid motion (`se3`)."""
     from evo.core.geometry import GeometryException
     from evo.core.trajectory import PosePath3D
 
@@ -100,13 +98,13 @@ def align(estimate: Array, reference: Array, alignment: Alignment = "sim3", rows
     try:
         _, _, scale = path.align(target, correct_scale=alignment == "sim3")
     except GeometryException:
-        return _align_by_orientation(estimate, reference, alignment, rows)
+        return _align_by_orientation(estimate, reference, alignment)
     if not np.isfinite(scale) or scale <= 0:
-        return _align_by_orientation(estimate, reference, alignment, rows)
-    return Aligned(np.stack(path.poses_se3), reference, float(scale), True, rows)
+        return _align_by_orientation(estimate, reference, alignment)
+    return Aligned(np.stack(path.poses_se3), reference, float(scale), True, np.arange(len(estimate)))
 
 
-def _align_by_orientation(estimate: Array, reference: Array, alignment: Alignment, rows: NDArray[np.int64]) -> Aligned:
+def _align_by_orientation(estimate: Array, reference: Array, alignment: Alignment) -> Aligned:
     """Rotation: chordal mean of reference x inverse estimate (Hartley et al., Rotation Averaging, 2013). Scale, shift: least squares."""
     turn = Rotation.from_matrix(reference[:, :3, :3] @ estimate[:, :3, :3].transpose(0, 2, 1)).mean().as_matrix()
     positions, target = estimate[:, :3, 3] @ turn.T, reference[:, :3, 3]
@@ -119,7 +117,7 @@ def _align_by_orientation(estimate: Array, reference: Array, alignment: Alignmen
     aligned = np.tile(np.eye(4), (len(estimate), 1, 1))
     aligned[:, :3, :3] = turn @ estimate[:, :3, :3]
     aligned[:, :3, 3] = scale * centred + target.mean(axis=0)
-    return Aligned(aligned, reference, scale, False, rows)
+    return Aligned(aligned, reference, scale, False, np.arange(len(estimate)))
 
 
 def compare(
@@ -153,7 +151,7 @@ def compare(
     if not groups:
         raise EstimationError(f"only {len(rows)} frame(s) of a segment have a reference pose; at least two of one segment are needed")
     estimate, reference = np.asarray(cam2world), np.asarray(reference_cam2world)
-    aligned = [align(estimate[rows[g]], reference[reference_rows[g]], alignment, rows[g]) for g in groups]
+    aligned = [replace(align(estimate[rows[g]], reference[reference_rows[g]], alignment), rows=rows[g]) for g in groups]
     return _errors(aligned, alignment, estimate[rows], len(time), len(reference_time)), aligned
 
 
