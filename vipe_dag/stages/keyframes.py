@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vipe_dag.config import KeyframesConfig
 from vipe_dag.results import Keyframes
 from vipe_dag.sequence import FrameSequence
-from vipe_kernels import parallel, tracking
+from vipe_kernels import epipolar, parallel, tracking
 from vipe_kernels.parallel import our_threads
 
 _STATIC_PX = 0.5
@@ -85,7 +85,7 @@ def _same_place(frames: FrameSequence, rows: list[tuple[int, int]]) -> bool:
     for first, second in rows:
         a, b = (tracking.detect(frames.luma(row), 1000) for row in (first, second))
         pairs = tracking.match(a, b)
-        if len(pairs) >= _CUT_MATCHES and tracking.verify(a.uv[pairs[:, 0]], b.uv[pairs[:, 1]], 2.0 * unit).sum() >= _CUT_MATCHES:
+        if len(pairs) >= _CUT_MATCHES and epipolar.verify(a.uv[pairs[:, 0]], b.uv[pairs[:, 1]], 2.0 * unit).sum() >= _CUT_MATCHES:
             return True
     return False
 
