@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from engine_worlds import clip, frames
 from vipe_kernels import tracking
 
 Image = NDArray[np.uint8]
@@ -228,48 +227,6 @@ def test_matches_are_one_to_one() -> None:
     assert len(set(pairs[:, 0])) == len(set(pairs[:, 1])) == len(pairs)
 
 
-def test_verified_matches_lie_on_the_true_epipolar_lines() -> None:
-    room = clip("room")
-    gray = [cv2.cvtColor(frames("room").rgb(row), cv2.COLOR_RGB2GRAY) for row in (0, 4)]
-    a, b = (tracking.detect(np.asarray(image, np.uint8), 400) for image in gray)
-    pairs = tracking.match(a, b)
-    rng = np.random.default_rng(0)
-    wrong = np.stack([rng.integers(0, len(a.uv), 15), rng.integers(0, len(b.uv), 15)], 1)
-    pairs = np.concatenate([pairs, wrong])
-    inlier = tracking.verify(a.uv[pairs[:, 0]], b.uv[pairs[:, 1]], 1.0)
-    relative = np.linalg.inv(room.cam2world[4]) @ room.cam2world[0]
-    x, y, z = relative[:3, 3]
-    fx, fy, cx, cy = room.camera.params[:4]
-    k_inverse = np.linalg.inv(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]))
-    fundamental = k_inverse.T @ np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ relative[:3, :3] @ k_inverse
-    line = np.c_[a.uv[pairs[:, 0]], np.ones(len(pairs))] @ fundamental.T
-    distance = np.abs((np.c_[b.uv[pairs[:, 1]], np.ones(len(pairs))] * line).sum(1)) / np.linalg.norm(line[:, :2], axis=1)
-    assert inlier.sum() > 50
-    assert np.mean(distance[inlier] < 2.0) > 0.95
-    assert inlier[-15:].sum() <= 3
-
-
-def test_too_few_matches_are_not_verified() -> None:
-    few = np.random.default_rng(0).uniform(0, 100, (7, 2)).astype(np.float32)
-    assert not tracking.verify(few, few, 1.0).any()
-
-
-@pytest.mark.parametrize(
-    "matrix", [shift(0.0, 0.0), shift(11.0, 3.0), np.array([[0.98, -0.17, 30.0], [0.17, 0.98, -9.0], [2e-4, 1e-4, 1.0]])]
-)
-@pytest.mark.parametrize("count", [8, 20, 200])
-def test_matches_without_parallax_are_verified_or_refused_but_never_fail(matrix: NDArray[np.float64], count: int) -> None:
-    a = np.random.default_rng(count).uniform(0, 300, (count, 2)).astype(np.float32)
-    b = moved(a, matrix)
-    assert tracking.verify(a, b, 1.0).shape == (count,)
-
-
-def test_matches_of_a_turning_camera_are_kept() -> None:
-    a = np.random.default_rng(0).uniform((20, 20), (300, 220), (150, 2)).astype(np.float32)
-    b = moved(a, TURN) + np.random.default_rng(1).normal(0, 0.2, a.shape).astype(np.float32)
-    assert tracking.verify(a, b, 1.5).mean() > 0.9
-
-
 def test_features_are_spread_over_the_picture() -> None:
     image = picture(7)
     image[:, 160:] = np.asarray(128 + (image[:, 160:].astype(int) - 128) // 2, np.uint8)  # weaker contrast on the right
@@ -305,8 +262,7 @@ def test_the_same_pictures_give_the_same_answer_bit_for_bit() -> None:
         uv, sigma = tracking.grid_corners(image, 16)
         points = uv.reshape(-1, 2)
         followed = tracking.follow(tracking.prepared(image), tracking.prepared(other), points, points)
-        verified = tracking.verify(a.uv[pairs[:, 0]], b.uv[pairs[:, 1]], 1.0)
-        return [a.uv, a.descriptor, pairs, uv, sigma, *followed, verified, tracking.dense_seed(image, other)]
+        return [a.uv, a.descriptor, pairs, uv, sigma, *followed, tracking.dense_seed(image, other)]
 
     for first, second in zip(everything(), everything(), strict=True):
         assert np.array_equal(first, second)

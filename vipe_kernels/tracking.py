@@ -1,6 +1,6 @@
 """Point correspondences between two images: corners on a grid, followed by dense flow and refined by Lucas-Kanade; SIFT for wide baselines.
 
-Everything is OpenCV on the CPU and deterministic. Pixel centres at integers. Lengths are in pixels of the image handed in; thresholds
+Everything runs on the CPU and is deterministic. Pixel centres at integers. Lengths are in pixels of the image handed in; thresholds
 scale with `pixel_unit(width, height)` so that they survive a change of resolution.
 """
 
@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vipe_kernels import following
+from vipe_kernels import following, sift
 from vipe_kernels.compiled import compiled
 from vipe_kernels.following import Pyramid
+from vipe_kernels.sift import Keypoints
 
 Gray = NDArray[np.uint8]
 Points = NDArray[np.float32]
 
 _FEATURE_PIXELS = 320 * 240
+_CONTRAST = 0.02
+"""Of SIFT keypoints: half of what Lowe recommends, so that dim pictures have some; the strongest are taken first."""
 _NOISE = 4.0
 """Standard deviation of normalised grey levels that is not signal: sensor noise and compression."""
 
@@ -137,30 +140,28 @@ def detect(gray: Gray, count: int) -> Features:
     They are looked for in a picture of at most _FEATURE_PIXELS: of as many features the larger ones are found again more often (a fifth
     more matches than at 640 x 480, measured), at a quarter of the cost.
     """
+    if count == 0:
+        return Features(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.uint8))
     factor = min(1.0, float(np.sqrt(_FEATURE_PIXELS / gray.size)))
     image = gray if factor == 1.0 else np.asarray(cv2.resize(gray, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA), np.uint8)
-    height, width = image.shape
-    sift = cv2.SIFT_create(nfeatures=4 * count, contrastThreshold=0.02)
-    keypoints = sift.detect(image, None)
-    if count == 0 or len(keypoints) == 0:
-        return Features(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.uint8))
-    uv = np.array([k.pt for k in keypoints], np.float32)
-    response = np.array([k.response for k in keypoints], np.float32)
-    cell = max(width, height) / 8
-    cells = (uv[:, 1] // cell).astype(int) * 64 + (uv[:, 0] // cell).astype(int)
-    order = np.lexsort((uv[:, 1], uv[:, 0], -response))
-    rank = np.zeros(len(uv), int)
-    seen: dict[int, int] = {}
-    for position in order:
-        key = int(cells[position])
-        rank[position] = seen.get(key, 0)
-        seen[key] = rank[position] + 1
-    chosen = np.lexsort((uv[:, 1], uv[:, 0], -response, rank))[:count]
-    kept, descriptor = sift.compute(image, [keypoints[i] for i in chosen])
-    root = np.sqrt(np.maximum(descriptor, 0) / np.maximum(descriptor.sum(1, keepdims=True), 1e-9))
-    scale = np.array([gray.shape[1] / width, gray.shape[0] / height], np.float32)
-    pixels = (np.array([k.pt for k in kept], np.float32) + 0.5) * scale - 0.5
-    return Features(pixels, np.minimum(np.rint(512 * root), 255).astype(np.uint8))
+    pyramid = list(sift.octaves(image))
+    found = sift.detect(pyramid, _CONTRAST)
+    chosen = found.select(_spread(found, max(image.shape) / 8)[:count])
+    owner, descriptor = sift.describe(pyramid, chosen, count)
+    root = np.sqrt(descriptor / np.maximum(descriptor.sum(1, keepdims=True), 1e-9))
+    scale = np.array([gray.shape[1] / image.shape[1], gray.shape[0] / image.shape[0]])
+    uv = (chosen.uv[owner] + 0.5) * scale - 0.5
+    return Features(uv.astype(np.float32), np.minimum(np.rint(512 * root), 255).astype(np.uint8))
+
+
+def _spread(found: Keypoints, cell: float) -> NDArray[np.intp]:
+    """The order of keypoints in which the strongest of each cell, `cell` pixels wide, come first, then the second of each, and so on."""
+    cells = (found.uv // cell).astype(np.int64) @ [1, 64]
+    ties = (found.scale, found.uv[:, 1], found.uv[:, 0], -found.response)
+    by_cell = np.lexsort((*ties, cells))
+    rank = np.empty(len(cells), np.int64)
+    rank[by_cell] = np.arange(len(cells)) - np.searchsorted(cells[by_cell], cells[by_cell])
+    return np.lexsort((*ties, rank))
 
 
 def match(a: Features, b: Features, ratio: float = 0.8) -> NDArray[np.int64]:
@@ -177,15 +178,3 @@ def match(a: Features, b: Features, ratio: float = 0.8) -> NDArray[np.int64]:
     passed = (1.0 - best) < ratio * ratio * (1.0 - second)
     keep = passed & (backward[forward] == rows)
     return np.stack([rows[keep], forward[keep]], 1)
-
-
-def verify(a: Points, b: Points, threshold: float) -> NDArray[np.bool_]:
-    """Inliers of the best fundamental matrix (MAGSAC++, Barath et al. 2020): (M,) bool; all False below 8 matches."""
-    if len(a) < 8:
-        return np.zeros(len(a), bool)
-    cv2.setRNGSeed(7)
-    try:
-        _, mask = cv2.findFundamentalMat(a, b, cv2.USAC_MAGSAC, threshold, 0.999, 2000)
-    except cv2.error:  # raised instead of an answer where no sample gave a model (OpenCV 4.13)
-        return np.zeros(len(a), bool)
-    return np.zeros(len(a), bool) if mask is None else mask.ravel().astype(bool)

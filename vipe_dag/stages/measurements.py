@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from vipe_dag.sequence import FrameSequence
-from vipe_kernels import parallel, tracking
+from vipe_kernels import epipolar, parallel, tracking
 from vipe_kernels.following import Pyramid
 from vipe_kernels.tracking import Features
 
@@ -257,5 +257,5 @@ class Measurements:
         a, b = self.features[source], self.features[destination]
         pairs = tracking.match(a, b)
         if len(pairs) >= at_least:
-            pairs = pairs[tracking.verify(a.uv[pairs[:, 0]], b.uv[pairs[:, 1]], 1.5 * self.unit)]
+            pairs = pairs[epipolar.verify(a.uv[pairs[:, 0]], b.uv[pairs[:, 1]], 1.5 * self.unit)]
         return (pairs if len(pairs) >= at_least else pairs[:0]).astype(np.int16)
