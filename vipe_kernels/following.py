@@ -25,7 +25,7 @@ LEVELS = 3
 """Pictures of a pyramid, each half the size of the one before."""
 STEPS = 20
 PRECISION = 0.01
-"""Pixels: a shorter step is the last."""
+"""Pixels of the finest level: a shorter step is the last. Of a coarser one five times as many of its own do: what follows refines it."""
 _FLAT = 0.05
 """Squared grey levels per pixel: a patch whose gradients vary less along some direction cannot be located."""
 _LANES = 8
@@ -127,7 +127,7 @@ def _mismatch(picture, width, x, y, rows, stride, patch, gx, gy):
 
 
 @inside_for_pixels
-def _align(source, target, margin, half, x, y, u, v, patch, mask, gx, gy):
+def _align(source, target, margin, half, precision, x, y, u, v, patch, mask, gx, gy):
     """One level: the patch around (x, y) of the source, moved over the target from (u, v): its position, and whether it was found."""
     height, width = source.shape
     rows = 2 * half + 1
@@ -148,9 +148,9 @@ def _align(source, target, margin, half, x, y, u, v, patch, mask, gx, gy):
         bx, by = _mismatch(picture, width, u - half + margin, v - half + margin, rows, stride, patch, gx, gy)
         dx, dy = (d * bx - b * by) / determinant, (a * by - b * bx) / determinant
         u, v = u + dx, v + dy
-        if dx * dx + dy * dy <= PRECISION * PRECISION:
+        if dx * dx + dy * dy <= precision * precision:
             break
-        if step > 0 and abs(dx + before_x) < PRECISION and abs(dy + before_y) < PRECISION:
+        if step > 0 and abs(dx + before_x) < precision and abs(dy + before_y) < precision:
             u, v = u - 0.5 * dx, v - 0.5 * dy  # to and fro between two positions: the middle
             break
         before_x, before_y = dx, dy
@@ -164,7 +164,8 @@ def _descend(source, target, coarsest, margin, half, x, y, u, v, patch, mask, gx
     for level in range(coarsest, -1, -1):
         times = np.float64(1 << level)
         pictures, start = (source[level], target[level]), (x / times, y / times)
-        u, v, found = _align(*pictures, margin, half, *start, u / times, v / times, patch, mask, gx, gy)
+        precision = PRECISION if level == 0 else 5.0 * PRECISION
+        u, v, found = _align(*pictures, margin, half, precision, *start, u / times, v / times, patch, mask, gx, gy)
         u, v = u * times, v * times
         if not found:
             break
