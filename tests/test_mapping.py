@@ -24,7 +24,7 @@ from vipe_dag.stages.mapper import Mapper
 from vipe_dag.stages.mapping import Evidence, Map, align_rays, pixels_schedule
 from vipe_dag.stages.measurements import Cache, Edge, Measurements, stands
 from vipe_kernels import bundle
-from vipe_kernels.bundle import Intrinsic, exp_se3
+from vipe_kernels.bundle import Intrinsic, Report, exp_se3
 from vipe_kernels.tracking import Features
 
 SCALES = (8.0, 3.0, 1.5, 0.7)
@@ -430,25 +430,63 @@ def test_a_cache_gives_what_was_made_and_keeps_the_latest(keys: list[int], size:
     assert not made
 
 
-def test_a_loop_that_drifted_apart_by_many_pixels_is_closed() -> None:
+def mapped_orbit() -> tuple[Mapper, tuple[int, ...]]:
+    """The map of the orbit, built with its true camera but not closed, and its keyframes: all frames."""
     whole = frames("orbit")
     chosen = config().ba_poses.model_copy(update={"matches": 384})
     measurements = Measurements(whole, chosen.grid_columns, chosen.matches)
     measurements.add(range(len(whole)))
     camera = known("orbit")
-    scene = Map(measurements, camera.camera_model, camera.params)
-    mapper = Mapper(scene, chosen, (), np.zeros(len(whole), np.int32))
+    mapper = Mapper(Map(measurements, camera.camera_model, camera.params), chosen, (), np.zeros(len(whole), np.int32))
     (world,) = mapper.build(False, lambda: None)
-    half = world.keyframes[len(world.keyframes) // 2 :]
-    turn = Rotation.from_euler("y", 4, degrees=True).as_matrix()
-    for k in half:  # the second half of the map, turned about the origin
-        scene.place(k, scene.rotation[k] @ turn, scene.translation[k], scene.inverse_depth[k])
-    first, last = world.keyframes[0], world.keyframes[-1]
-    assert mapper.gap([(first + 6, last - 6)]) > 10 * chosen.global_scales[0]
-    assert mapper.close(world.keyframes, lambda: None)
-    centre = {k: -scene.rotation[k].T @ scene.translation[k] for k in world.keyframes}
-    estimate = np.tile(np.eye(4), (len(world.keyframes), 1, 1))
-    estimate[:, :3, 3] = [centre[k] for k in world.keyframes]
+    return mapper, world.keyframes
+
+
+def off_the_orbit(mapper: Mapper, keyframes: tuple[int, ...]) -> float:
+    """Root mean square distance of cameras from the truth, as a share of its path."""
+    estimate = np.tile(np.eye(4), (len(keyframes), 1, 1))
+    estimate[:, :3, 3] = [mapper.scene.centre(k) for k in keyframes]
     aligned = trajectory.align(estimate, clip("orbit").cam2world)
     miss = np.linalg.norm(aligned.estimate[:, :3, 3] - aligned.reference[:, :3, 3], axis=1)
-    assert np.sqrt(np.square(miss).mean()) < 0.01 * clip("orbit").path_length
+    return float(np.sqrt(np.square(miss).mean()) / clip("orbit").path_length)
+
+
+def test_a_loop_that_drifted_apart_by_many_pixels_is_closed() -> None:
+    mapper, keyframes = mapped_orbit()
+    scene = mapper.scene
+    turn = Rotation.from_euler("y", 4, degrees=True).as_matrix()
+    for k in keyframes[len(keyframes) // 2 :]:  # the second half of the map, turned about the origin
+        scene.place(k, scene.rotation[k] @ turn, scene.translation[k], scene.inverse_depth[k])
+    assert mapper.gap([(keyframes[0] + 6, keyframes[-1] - 6)]) > 10 * mapper.config.global_scales[0]
+    assert mapper.close(keyframes, lambda: None)
+    assert off_the_orbit(mapper, keyframes) < 0.01
+
+
+@pytest.mark.parametrize(("narrow", "wide", "kept"), [(1.0, 2.0, "narrow"), (2.0, 1.0, "wide")])
+def test_what_a_wide_kernel_pulled_is_kept_only_if_it_explains_more(
+    narrow: float, wide: float, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapper, keyframes = mapped_orbit()
+    scene, edges = mapper.scene, dict(mapper.scene.edges)
+    pair, moved = (keyframes[0], keyframes[-1]), {"narrow": np.array([0.0, 0.0, 1.0]), "wide": np.array([0.0, 0.0, 2.0])}
+
+    def adjusted(keyframes: tuple[int, ...], scales: tuple[float, ...], *_: object) -> Report:
+        assert pair in scene.edges
+        which = "wide" if scales[0] > 2.0 else "narrow"
+        scene.place(keyframes[0], np.eye(3), moved[which], scene.inverse_depth[keyframes[0]])
+        return Report(cost={"narrow": narrow, "wide": wide}[which])
+
+    monkeypatch.setattr(mapper, "everything", adjusted)
+    mapper.pull(keyframes, [pair], 20.0)
+    assert np.array_equal(scene.translation[keyframes[0]], moved[kept])
+    assert scene.edges == edges
+
+
+def test_what_is_too_far_to_be_a_mistake_of_the_map_is_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    mapper, keyframes = mapped_orbit()
+    measured = mapper.scene.m.matched_edge
+    for shift, expected in ((20.0, 40.0 * np.sqrt(2)), (2000.0, 0.0)):  # pixels of a picture half as wide as the unit
+        monkeypatch.setattr(
+            mapper.scene.m, "matched_edge", lambda a, b, shift=shift: replace(measured(a, b), target=measured(a, b).target + shift)
+        )
+        assert mapper.gap([(keyframes[0], keyframes[5])]) == pytest.approx(expected, abs=4.0)

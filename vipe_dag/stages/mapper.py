@@ -45,6 +45,10 @@ _HOLDS = 0.5
 _WIDEST = 64.0
 """No robust kernel is wider, in pixels of a 640-pixel picture."""
 
+_DRIFT = 4.0
+"""More than a map drifts from one keyframe to the next, in pixels of a 640-pixel picture: 0.6 to 1.2 where it was seen to. What is farther
+from where it is expected, and beyond the reach of the widest kernel, is something else that looks alike."""
+
 _MEET_MATCHES = 30
 """Verified matches from which a keyframe that looks like a known place is tried there."""
 _MEET_LIKENESS = 0.3
@@ -337,33 +341,48 @@ class Mapper:
     def close(self, keyframes: tuple[int, ...], progress: Callable[[], None]) -> bool:
         """Look for keyframes far apart in time that see the same place, measure them against each other and adjust; False: none were found.
 
-        Where the map has drifted apart by more than the robust kernel forgives, the kernel starts as wide as the gap, and the new edges are
-        measured again from where their points then are.
+        Where the map has drifted apart by more than the robust kernel forgives, features that match pull it together first, under a kernel
+        that starts as wide as the gap; corners are followed from where their points then are. Places that only look alike, and things that
+        moved along, leave gaps as well, so what was pulled is kept only if that explains more.
         """
         config, scene = self.config, self.scene
         candidates = [pair for pair in far_pairs(scene, keyframes, config.radius, config.revisits) if pair not in scene.edges]
         matched = parallel.each(lambda pair: len(scene.m.matches(*pair)) > 0, candidates)
-        added = [pair for pair, known in zip(candidates, matched, strict=True) if known]
-        scene.connect(both_ways(added))
+        added = both_ways(pair for pair, known in zip(candidates, matched, strict=True) if known)
         progress()
         if not added:
             return False
         gap = self.gap(added)
         if gap > config.global_scales[0]:
-            halvings = int(np.ceil(np.log2(gap / config.global_scales[0])))
-            wide = tuple(config.global_scales[0] * 2.0**n for n in range(halvings, 0, -1))
-            self.everything(keyframes, wide, config.global_steps, self.intrinsics, _FEW_POINTS)
-            for a, b in added:
-                del scene.edges[(a, b)], scene.edges[(b, a)]
-            scene.connect(both_ways(added))
+            self.pull(keyframes, added, gap)
+        scene.connect(added)
         self.everything(keyframes, config.global_scales, config.global_steps, self.intrinsics, _FEW_POINTS)
         return True
 
+    def pull(self, keyframes: tuple[int, ...], pairs: Sequence[tuple[int, int]], gap: float) -> None:
+        """Close a gap (px at 640 wide) between keyframes whose features match, if the robust cost of all is then lower than without."""
+        config, scene = self.config, self.scene
+        halvings = int(np.ceil(np.log2(gap / config.global_scales[0])))
+        wide = tuple(config.global_scales[0] * 2.0**n for n in range(halvings, 0, -1))
+        scene.edges.update((pair, scene.m.matched_edge(*pair)) for pair in pairs)
+        cost = []
+        for first in ((), wide):
+            before = scene.snapshot()
+            scales = (*first, *config.global_scales)
+            cost.append(self.everything(keyframes, scales, config.global_steps, self.intrinsics, _FEW_POINTS).cost)
+        if cost[1] > cost[0]:
+            scene.restore(before)
+        for pair in pairs:
+            del scene.edges[pair]
+
     def gap(self, pairs: Sequence[tuple[int, int]]) -> float:
-        """Largest median distance between where the map expects matched features of a pair and where they are, px at 640 wide."""
+        """Largest median distance between where the map expects matched features of a pair and where they are, px at 640 wide, among those
+        that a mistake of the map explains."""
         largest = 0.0
         for a, b in pairs:
             matched = self.scene.m.matched_edge(a, b)
             expected = self.scene.predict_pose(a, self.scene.rotation[b], self.scene.translation[b])[matched.index]
-            largest = max(largest, float(np.median(np.linalg.norm(expected - matched.target, axis=1))))
-        return min(largest, _WIDEST * self.unit) / self.unit
+            found = float(np.median(np.linalg.norm(expected - matched.target, axis=1))) / self.unit
+            if found < _WIDEST + _DRIFT * abs(b - a):
+                largest = max(largest, found)
+        return min(largest, _WIDEST)
