@@ -29,7 +29,7 @@ def test_the_trajectory_is_within_one_percent_of_the_path(name: str) -> None:
 @pytest.mark.parametrize("name", MOVING)
 def test_rotations_do_not_drift(name: str) -> None:
     found, truth = solved(name, given=True).cam2world[:, :3, :3], clip(name).cam2world[:, :3, :3]
-    assert angle_deg(found[0].T @ found, truth[0].T @ truth).max() < 0.4
+    assert angle_deg(found[0].T @ found, truth[0].T @ truth).max() < 0.5
 
 
 @pytest.mark.parametrize("name", MOVING)

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from engine_worlds import HEIGHT, WIDTH, calibrated, clip, config, frames, known, selected
 from vipe_dag.calibration import Calibration
+from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages import intrinsics
+from vipe_dag.stages.measurements import Measurements
 from vipe_dag.synthetic.scenes import BARREL
 
 
@@ -43,6 +45,23 @@ def test_the_better_half_of_the_starts_reports_where_it_ended() -> None:
     assert np.isfinite(found.candidate_cost).all()
     best = found.candidate_focal[found.candidate_cost.argmin()]
     assert best == pytest.approx(found.params[0], rel=0.03)
+
+
+@pytest.mark.parametrize(("followed", "count"), [(0.0, 0), (1.0, 96)])
+def test_features_are_matched_only_where_too_few_corners_can_be_followed(
+    followed: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def measurements(frames: FrameSequence, columns: int, matches: int) -> Measurements:
+        made.append(matches)
+        return Measurements(frames, columns, matches)
+
+    monkeypatch.setattr(intrinsics, "Measurements", measurements)
+    settings = config().intrinsics.model_copy(update={"followed": followed})
+    found = intrinsics.calibrate(frames("room"), selected("room"), settings)
+    assert made[-1] == count
+    assert found.params[0] == pytest.approx(clip("room").camera.params[0], rel=0.03)
 
 
 def test_a_given_camera_is_returned_exactly() -> None:

@@ -96,6 +96,12 @@ class IntrinsicsConfig(MeasurementsConfig, CameraPriors):
     windows: int = Field(3, ge=1, le=16, description="Windows of keyframes, those with the most parallax, that are adjusted together.")
     window: int = Field(8, ge=2, le=32, description="Keyframes in a window.")
     radius: int = Field(3, ge=1, le=8, description="Keyframes at most this far apart are measured against each other.")
+    followed: float = Field(
+        0.7,
+        ge=0.0,
+        le=1.0,
+        description="SIFT keypoints are matched only where fewer corners than this share can be followed between neighbours; 1: always.",
+    )
     starts: tuple[FocalShare, ...] = Field(
         (0.5, 0.65, 0.85, 1.1, 1.5, 2.2), min_length=1, max_length=16, description="Starting focal lengths, as shares of the longer side."
     )

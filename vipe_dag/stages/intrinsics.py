@@ -18,7 +18,7 @@ from vipe_dag.config import IntrinsicsConfig
 from vipe_dag.results import Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.launch import launch
-from vipe_dag.stages.mapping import Camera, Evidence, Map, pixels_schedule
+from vipe_dag.stages.mapping import Camera, Evidence, Map, pixels_schedule, spread
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import parallel
 from vipe_kernels.bundle import SLOTS, Intrinsic
@@ -32,6 +32,12 @@ OBSERVABLE_STD = 0.15
 _PROMISING = 0.1
 """Share of `lens_gain` that a first step has to promise before distortion is tried: where a lens bends most measurements are outliers to a
 pinhole, so the whole gain is several times the promise."""
+
+_TRIED = 8
+"""Pairs of keyframes by which is told how well corners can be followed."""
+
+_FEW_POINTS = 160
+"""Of each keyframe, by which starts are told apart."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,34 @@ def windows_of(measurements: Measurements, keyframes: Keyframes, config: Intrins
     return chosen
 
 
+def followed(frames: FrameSequence, keyframes: Keyframes, config: IntrinsicsConfig) -> float:
+    """Median share of corners that can be followed from a keyframe to the next of its shot, of a few; 0 where there is none."""
+    shot = keyframes.segment[keyframes.keyframe]
+    starts = spread(np.flatnonzero(shot[1:] == shot[:-1]), _TRIED)
+    measurements = Measurements(frames, config.grid_columns, 0)
+    ends = np.unique([starts, starts + 1])
+    position = dict(zip(ends.tolist(), measurements.add([int(keyframes.keyframe[k]) for k in ends]), strict=True))
+    scene = Map(measurements, "pinhole", default_params(frames.width, frames.height, 1.0))
+    scene.connect((position[k], position[k + 1]) for k in starts.tolist())
+    return float(np.median([edge.kept for edge in scene.edges.values()])) if scene.edges else 0.0
+
+
+def measure(frames: FrameSequence, keyframes: Keyframes, config: IntrinsicsConfig, params: Float) -> tuple[Map, list[Window]]:
+    """A map without cameras but with the measurements of the windows with the most parallax, and these.
+
+    Corners followed by flow are enough for a focal length where most can be followed; features, which cost half of the time, are looked
+    for and matched only where fewer are, as where a camera drives: flow is wrong of what passes close by.
+    """
+    enough = config.matches == 0 or followed(frames, keyframes, config) >= config.followed
+    scene = Map(Measurements(frames, config.grid_columns, 0 if enough else config.matches), "pinhole", params)
+    chosen = windows_of(scene.m, keyframes, config, scene, config.windows)
+    useful = [w for w in chosen if w.parallax > config.min_parallax] or chosen[:1]
+    for window in useful:
+        pairs = [(window.keyframes[i], window.keyframes[j]) for i, j in neighbours(len(window.keyframes), config.radius)]
+        scene.connect(pairs, through=window.keyframes)
+    return scene, useful
+
+
 @our_threads()
 def calibrate(
     frames: FrameSequence,
@@ -116,29 +150,23 @@ def calibrate(
     side = max(frames.width, frames.height)
     camera = Camera.of(frames, config)
     params = default_params(frames.width, frames.height, config.prior_focal * side)
-    measurements = Measurements(frames, config.grid_columns, config.matches)
-    scene = Map(measurements, "pinhole", params)
-    chosen = [] if "static" in keyframes.flags else windows_of(measurements, keyframes, config, scene, config.windows)
-    useful = [w for w in chosen if w.parallax > config.min_parallax] or chosen[:1]
-    if not useful:
+    scene, useful = (None, []) if "static" in keyframes.flags else measure(frames, keyframes, config, params)
+    if scene is None or not useful:
         std = params_std(params, camera.everything(), np.array([intrinsic.prior_std for intrinsic in camera.everything()]))
         return Intrinsics("pinhole", params, std, "estimated", nothing, nothing, False, ("focal_unobservable",))
-    for window in useful:
-        pairs = [(window.keyframes[i], window.keyframes[j]) for i, j in neighbours(len(window.keyframes), config.radius)]
-        scene.connect(pairs, through=window.keyframes)
     free = [k for window in useful for k in window.keyframes[1:]]
     fixed = [window.keyframes[0] for window in useful]
-    schedule = pixels_schedule(config.scales, (6,) * len(config.scales), measurements.unit)
+    schedule = pixels_schedule(config.scales, (6,) * len(config.scales), scene.m.unit)
 
     def begin(start: float) -> tuple[float, Map]:
-        trial = Map(measurements, "pinhole", default_params(frames.width, frames.height, start * side))
+        trial = Map(scene.m, "pinhole", default_params(frames.width, frames.height, start * side))
         trial.edges = scene.edges
-        return launch(trial, useful[0].keyframes, config.scales, thorough=False), trial
+        return launch(trial, useful[0].keyframes, config.scales, thorough=False, most=_FEW_POINTS), trial
 
     def finish(trial: Map) -> float:
         for window in useful[1:]:
-            launch(trial, window.keyframes, config.scales, thorough=False)
-        return trial.adjust(free, fixed, schedule, (camera.focal,)).cost
+            launch(trial, window.keyframes, config.scales, thorough=False, most=_FEW_POINTS)
+        return trial.adjust(free, fixed, schedule, (camera.focal,), most=_FEW_POINTS).cost
 
     # The window with the most parallax tells starts apart well enough to drop the worse half before all windows are adjusted together.
     begun = sorted(parallel.each(begin, config.starts), key=lambda found: found[0])
@@ -148,11 +176,11 @@ def calibrate(
     tell(len(begun) - 1)
     focal = [float(trial.params[0]) for trial in trials]
     best = trials[int(np.argmin(cost))]
-    last = pixels_schedule(config.scales[-1:], (10,), measurements.unit, tolerance=1e-5)
+    last = pixels_schedule(config.scales[-1:], (10,), scene.m.unit, tolerance=1e-5)
     lowest = best.adjust(free, fixed, last, (camera.focal,)).cost
 
     def weigh() -> Evidence:
-        return Evidence.of(best, best.part(free, fixed), camera.everything(), config.scales[-1] * measurements.unit)
+        return Evidence.of(best, best.part(free, fixed), camera.everything(), config.scales[-1] * scene.m.unit)
 
     evidence = weigh()
     lens = (camera.focal, *camera.radial)
@@ -198,7 +226,7 @@ def choose_lens(
 def params_std(params: Float, intrinsics: Sequence[Intrinsic], std: Float) -> Float:
     """Standard deviations (9,) from those of intrinsics (n,); 0 for what is taken as given."""
     found = np.zeros(9)
-    for intrinsic, spread in zip(intrinsics, std, strict=True):
+    for intrinsic, deviation in zip(intrinsics, std, strict=True):
         slots = list(SLOTS[intrinsic.name])
-        found[slots] = params[slots] * spread if intrinsic.name == "focal" else spread
+        found[slots] = params[slots] * deviation if intrinsic.name == "focal" else deviation
     return found

@@ -47,7 +47,7 @@ def widest_pair(scene: Map, window: Sequence[int]) -> tuple[int, int] | None:
     return best
 
 
-def from_pair(scene: Map, window: Sequence[int]) -> bool:
+def from_pair(scene: Map, window: Sequence[int], most: int | None) -> bool:
     """Two-view geometry of the widest pair (five-point algorithm, Nister 2004, in MAGSAC++), then resection of the
     others. False: no such pair."""
     pair = widest_pair(scene, window)
@@ -84,13 +84,13 @@ def from_pair(scene: Map, window: Sequence[int]) -> bool:
     if found is None:
         return False
     posed = [a, b]
-    scene.adjust([b], [a], pixels_schedule((3.0, 1.5), (3, 3), scene.m.unit))
+    scene.adjust([b], [a], pixels_schedule((3.0, 1.5), (3, 3), scene.m.unit), most=most)
     for k in sorted((k for k in window if k not in pair), key=lambda k: min(abs(window.index(k) - window.index(p)) for p in pair)):
         near = sorted(posed, key=lambda p: abs(window.index(p) - window.index(k)))
         if scene.extend(k, [p for p in near if (p, k) in scene.edges][:4]) is None:
             return False
         posed.append(k)
-        scene.adjust([p for p in posed if p != a], [a], pixels_schedule((2.0,), (2,), scene.m.unit))
+        scene.adjust([p for p in posed if p != a], [a], pixels_schedule((2.0,), (2,), scene.m.unit), most=most)
     return True
 
 
@@ -99,13 +99,13 @@ def _turning(scene: Map, window: Sequence[int], pace: float) -> bool:
     return True
 
 
-def launch(scene: Map, window: Sequence[int], scales: Sequence[float], thorough: bool) -> float:
+def launch(scene: Map, window: Sequence[int], scales: Sequence[float], thorough: bool, most: int | None = None) -> float:
     """Place a window by the best hypothesis, in place, first keyframe at identity; returns its robust cost. Intrinsics stay as they are.
 
     thorough: try the moving hypotheses even where two-view geometry gave an answer.
     """
     hypotheses: list[Callable[[], bool]] = [
-        partial(from_pair, scene, window),
+        partial(from_pair, scene, window, most),
         *(partial(_turning, scene, window, pace) for pace in (0.0, _PACE, -_PACE)),
     ]
     best: dict[int, tuple[Float, Float, Float]] = {}
@@ -118,7 +118,7 @@ def launch(scene: Map, window: Sequence[int], scales: Sequence[float], thorough:
             scene.forget(k)
         if not hypothesis():
             continue
-        report = scene.adjust(window[1:], window[:1], pixels_schedule(scales, steps, scene.m.unit))
+        report = scene.adjust(window[1:], window[:1], pixels_schedule(scales, steps, scene.m.unit), most=most)
         if report.cost < lowest:
             lowest = report.cost
             best = {k: (scene.rotation[k], scene.translation[k], scene.inverse_depth[k]) for k in window}
