@@ -90,7 +90,6 @@ def from_pair(scene: Map, window: Sequence[int], most: int | None) -> bool:
         if scene.extend(k, [p for p in near if (p, k) in scene.edges][:4]) is None:
             return False
         posed.append(k)
-        scene.adjust([p for p in posed if p != a], [a], pixels_schedule((2.0,), (2,), scene.m.unit), most=most)
     return True
 
 
