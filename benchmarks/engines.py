@@ -1,6 +1,6 @@
 """The engines, each a function of a prepared sequence; run in a process of its own: python -m benchmarks.engines ENGINE FOLDER OUT.
 
-`vipe-dag` is the stages of this project up to ba_poses on an unknown camera, `vipe-dag-given` the same with the reference camera given.
+`vipe-dag` is the program up to ba_poses on an unknown camera, what it stores included; `vipe-dag-given` has the reference camera given.
 The peer is COLMAP through pycolmap: SIFT, sequential matching, SIMPLE_RADIAL, one camera for all; `colmap-features` leaves a database
 beside the answer, which both mappers (`colmap`, incremental, and `colmap-global`) start from.
 """
@@ -13,17 +13,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.estimates import Estimate
 from benchmarks.sequences import read_truth
 from vipe_dag.calibration import Calibration
-
-if TYPE_CHECKING:
-    from vipe_dag.results import BaPoses
-    from vipe_dag.sequence import FrameSequence
 
 OURS, GIVEN = "vipe-dag", "vipe-dag-given"
 FEATURES, INCREMENTAL, GLOBAL = "colmap-features", "colmap", "colmap-global"
@@ -33,55 +28,37 @@ _QUICK = ("intrinsics.starts=[0.9]", "intrinsics.windows=1", "intrinsics.grid_co
 """Frames on which, and the overrides with which, the engine is run before the clock starts: compiled code is then loaded."""
 
 
-def open_frames(folder: Path) -> FrameSequence:
-    """Pictures of a prepared sequence, decoded on demand."""
+def program(folder: Path, given: Calibration | None, overrides: Sequence[str] = (), until: float | None = None) -> Estimate:
+    """The program, from the pictures on disk to cameras in a store, with the default configuration but for `overrides`.
+
+    until: seconds of the sequence after which no picture is taken.
+    """
     from vipe_dag.config import load_config
-    from vipe_dag.stages import frames
-    from vipe_dag.video import open_source
+    from vipe_dag.pipeline import run_video
+    from vipe_dag.result_arrays import ba_poses_from
+    from vipe_dag.store import VideoStore, open_video
+    from vipe_dag.video import Clip, SourceRecord, open_source
 
-    source = open_source(str(folder))
-    config = load_config(overrides=["frames.profile=reference"]).frames
-    decoder = frames.decode(source, config)
-    blocks = list(decoder)
-    index, times = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("index", "time"))
-    return frames.DecodedFrames(source, config, index, times, decoder.info.width, decoder.info.height)
-
-
-class _Beginning:
-    """The first rows of a sequence."""
-
-    def __init__(self, frames: FrameSequence, rows: int) -> None:
-        self._frames, self.frame, self.time = frames, frames.frame[:rows], frames.time[:rows]
-        self.width, self.height, self.rgb, self.luma = frames.width, frames.height, frames.rgb, frames.luma
-
-    def __len__(self) -> int:
-        return len(self.frame)
-
-
-def stages(frames: FrameSequence, given: Calibration | None, overrides: Sequence[str] = ()) -> BaPoses:
-    """keyframes -> intrinsics -> ba_poses with the default configuration, but for `overrides`."""
-    from vipe_dag.config import load_config
-    from vipe_dag.stages import ba_poses, intrinsics, keyframes
-
-    config = load_config(overrides=overrides)
-    selected = keyframes.select(frames, config.keyframes)
-    camera = intrinsics.calibrate(frames, selected, config.intrinsics, given)
-    return ba_poses.solve(frames, selected, camera, config.ba_poses)
+    with tempfile.TemporaryDirectory() as root:
+        store, name = VideoStore(root), "sequence"
+        store.register(SourceRecord.of(open_source(str(folder)), Clip(end=until), given, name))
+        started = time.perf_counter()
+        run_video(store, name, load_config(overrides=overrides), until="ba_poses")
+        seconds = time.perf_counter() - started
+        frames, poses = store.frames(name), ba_poses_from(open_video(store, name)["ba_poses"].to_dataset())
+        seen, camera = poses.tracked, Calibration(poses.camera_model, poses.params, frames.width, frames.height)
+        flags = tuple(dict.fromkeys(poses.flags))
+        return Estimate(
+            len(frames), frames.time[seen], poses.cam2world[seen], poses.segment[seen], poses.position_std[seen], camera, flags, seconds
+        )
 
 
 def run_ours(folder: Path, out: Path, given: bool) -> None:
     calibration = read_truth(folder).camera if given else None
-    stages(_Beginning(open_frames(folder), _REHEARSAL), calibration, _QUICK)
-    started = time.perf_counter()
-    frames = open_frames(folder)
-    poses = stages(frames, calibration)
-    seconds = time.perf_counter() - started
-    seen = poses.tracked
-    camera = Calibration(poses.camera_model, poses.params, frames.width, frames.height)
-    flags = tuple(dict.fromkeys(poses.flags))
-    Estimate(
-        len(frames), frames.time[seen], poses.cam2world[seen], poses.segment[seen], poses.position_std[seen], camera, flags, seconds
-    ).save(out)
+    times = sorted(_times(folder).values())
+    rehearsed = times[_REHEARSAL] - times[0] if len(times) > _REHEARSAL else None
+    program(folder, calibration, _QUICK, rehearsed)
+    program(folder, calibration).save(out)
 
 
 def _times(folder: Path) -> dict[str, float]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from rich.console import Console
@@ -328,7 +329,8 @@ def test_a_prepared_sequence_is_kept_while_its_recipe_is_the_same(tiny: tuple[Se
 def test_decoded_sources_bring_their_reference_along(tiny: tuple[Sequence, Path], tmp_path: Path) -> None:
     _, folder = tiny
     again = sequences.prepare(Sequence("copy", folder), tmp_path)
-    np.testing.assert_array_equal(engines.open_frames(again).rgb(4), engines.open_frames(folder).rgb(4))
+    copy, original = (cv2.imread(str(place / "rgb" / "000004.png")) for place in (again, folder))
+    np.testing.assert_array_equal(copy, original)
     truth, copied = sequences.read_truth(folder), sequences.read_truth(again)
     assert truth.camera is not None
     assert copied.camera is not None
