@@ -101,16 +101,20 @@ def test_compiled_loops_and_tensor_operations_give_the_same_sums(model: str, poi
     problem = replace(world.problem, rotation_only=rotation_only, free_depth=free_depth, near=0.3)
     state = world.perturbed(0.3)  # some points come close to a camera or fall behind it
     given = (whole(problem, state), 2.0)
-    a, b = bundle.condense_compiled(*given), bundle.condense_in_steps(*given)
-    for field in fields(a):
-        assert_close(getattr(a, field.name), getattr(b, field.name))
+    loops, sums = bundle.condense_compiled(*given), bundle.condense_in_steps(*given)
+    for field in fields(sums):
+        assert_close(getattr(loops, field.name), getattr(sums, field.name))
     move, shared = normal((len(problem.edges.source), 6), 4), normal((len(free),), 5)
     if rotation_only:
         move[:, :3] = 0.0
     assert_close(bundle.back_substitute_compiled(*given, move, shared), bundle.back_substitute_tensors(*given, move, shared))
+    if free:
+        moves = move[..., None] * normal((len(free),), 6)
+        for a, b in zip(bundle._scores_compiled(*given, moves), bundle._scores_tensors(*given, moves), strict=True):
+            assert_close(a, b)
     systems = [reduced.Reduced(bundle._Plan.of(problem).pattern, len(free), state.params) for _ in range(2)]
     for couple, system in zip((bundle.couple_compiled, bundle.couple_tensors), systems, strict=True):
-        couple(given[0], b, system, 0)
+        couple(given[0], sums, system, 0)
     assert_close(*(system.dense() for system in systems))
     assert_close(*(system.gradient() for system in systems))
 

@@ -846,15 +846,37 @@ def scores(problem: Problem, state: State, scale: float) -> tuple[Tensor, Tensor
     whole = _build(bare, state, scale, plan).reduced
     moves = state.params.new_zeros(len(bare.uv), 6, n)
     moves[plan.free] = -whole.cameras_by_intrinsics(whole.barely()).view(-1, 6, n)
+    summed = _scores_compiled if backend_for(state.params) == "compiled" else _scores_tensors
     hessian, gradient = moves.new_zeros(n, n), moves.new_zeros(*bare.uv.shape[:2], n)
     for chunk in plan.over(bare, state):
-        rows, local, terms = chunk.keyframes, chunk.stretch.source, _terms(chunk, scale)
-        slope = terms.Jk + terms.J @ (moves[chunk.stretch.destination] - chunk.source_tangent @ moves[rows][local])[:, None]
-        zeros = slope.new_zeros(chunk.sources, chunk.points)
-        C = zeros.index_add(0, local, _dot(terms.Jd, terms.Jd) * terms.rw) + bare.depth_prior / chunk.inverse_depth.square()
-        by_depth = gradient[rows] * 0.0
-        by_depth.index_add_(0, local, _inner(slope, terms.Jd) * terms.rw.unsqueeze(-1))
-        slope = slope - terms.Jd.unsqueeze(-1) * (by_depth / C.unsqueeze(-1))[local].unsqueeze(2)
-        hessian += slope.reshape(-1, n).T @ (slope * terms.rw[..., None, None]).reshape(-1, n)
-        gradient[rows].index_add_(0, local, _inner(slope, terms.error) * terms.rw.unsqueeze(-1))
+        own = moves[chunk.keyframes][chunk.stretch.source]
+        more, gradient[chunk.keyframes] = summed(chunk, scale, moves[chunk.stretch.destination] - chunk.source_tangent @ own)
+        hessian += more
     return hessian, gradient
+
+
+def _scores_compiled(chunk: Chunk, scale: float, moves: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the measurements of a chunk, by the loops of `fused`: the Hessian (n, n) and the gradient (S, P, n). moves (E, 6, n): of each
+    destination camera relative to its source, in its tangent, with each intrinsic."""
+    n = len(chunk.problem.intrinsics)
+    common, steps = _compiled_arguments(chunk), moves.transpose(1, 2).contiguous().numpy()
+    hessian, gradient = np.zeros((chunk.sources, n, n)), np.zeros((chunk.sources, chunk.points, n))
+
+    def task(a: int, b: int) -> None:
+        fused.scores(a, b, *common, scale * scale, chunk.problem.near, chunk.problem.depth_prior, steps, hessian, gradient)
+
+    parallel.spans(task, chunk.sources, chunk.stretch.weight.numel())
+    return torch.from_numpy(hessian.sum(0)), torch.from_numpy(gradient)
+
+
+def _scores_tensors(chunk: Chunk, scale: float, moves: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by tensor operations."""
+    local, terms, n = chunk.stretch.source, _terms(chunk, scale), moves.shape[2]
+    slope = terms.Jk + terms.J @ moves[:, None]
+    zeros = slope.new_zeros(chunk.sources, chunk.points)
+    C = zeros.index_add(0, local, _dot(terms.Jd, terms.Jd) * terms.rw) + chunk.problem.depth_prior / chunk.inverse_depth.square()
+    gradient, by_depth = (slope.new_zeros(chunk.sources, chunk.points, n) for _ in range(2))
+    by_depth.index_add_(0, local, _inner(slope, terms.Jd) * terms.rw.unsqueeze(-1))
+    slope = slope - terms.Jd.unsqueeze(-1) * (by_depth / C.unsqueeze(-1))[local].unsqueeze(2)
+    gradient.index_add_(0, local, _inner(slope, terms.error) * terms.rw.unsqueeze(-1))
+    return slope.reshape(-1, n).T @ (slope * terms.rw[..., None, None]).reshape(-1, n), gradient

@@ -361,6 +361,66 @@ def back_substitute(
 
 
 @compiled
+def scores(
+    first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
+    prior, moves, hessian, gradient,
+):  # fmt: skip
+    """What the measurements of source keyframes [first, last) say of the intrinsics: hessian (S, n, n) and gradient (S, P, n) of
+    `bundle.scores`, zero before. Arguments as of `condense`; moves (E, n, 6): how each destination camera moves relative to its source,
+    in its tangent, with each intrinsic.
+    """
+    n = len(codes)
+    fx, fy = params[0], params[1]
+    widest = 0
+    for s in range(first, last):
+        widest = max(widest, starts[s + 1] - starts[s])
+    slope, kept, by_depth = np.zeros((widest, 2 * n)), np.zeros((widest, 5)), np.zeros(n)
+    for s in range(first, last):
+        for p in range(depth.shape[1]):
+            d, count = depth[s, p], 0
+            curvature = prior / (d * d)
+            by_depth[:] = 0.0
+            for e in range(starts[s], starts[s + 1]):
+                trust, r = weight[e, p], R[e]
+                if trust <= 0.0:
+                    continue
+                seen, X, Y, Z, iz, x, y, xd, yd, a, b, c, ex, ey = _observed(
+                    r, t[e], rays[s, p], d, target[e, p], params, model, limit, near
+                )
+                if not seen:
+                    continue
+                shape = scale2 / (scale2 + ex * ex + ey * ey)
+                q = trust * shape * shape
+                ax, bx, zx, ay, by, zy = _point_jacobian(x, y, iz, fx, fy, a, b, c)
+                jdx = (ax * t[e, 0] + bx * t[e, 1] + zx * t[e, 2]) if depth_free[s] else 0.0
+                jdy = (ay * t[e, 0] + by * t[e, 1] + zy * t[e, 2]) if depth_free[s] else 0.0
+                for i in range(n):
+                    m, gx, gy = moves[e, i], ray_slope[s, p, 0, i], ray_slope[s, p, 1, i]
+                    # the point by the motion of the camera, and by that of the ray
+                    ux = d * m[0] + m[4] * Z - m[5] * Y + r[0, 0] * gx + r[0, 1] * gy
+                    uy = d * m[1] + m[5] * X - m[3] * Z + r[1, 0] * gx + r[1, 1] * gy
+                    uz = d * m[2] + m[3] * Y - m[4] * X + r[2, 0] * gx + r[2, 1] * gy
+                    mx, my = _intrinsic_slope(codes[i], x, y, xd, yd, fx, fy, model)
+                    sx, sy = mx + ax * ux + bx * uy + zx * uz, my + ay * ux + by * uy + zy * uz
+                    slope[count, 2 * i], slope[count, 2 * i + 1] = sx, sy
+                    by_depth[i] += q * (jdx * sx + jdy * sy)
+                kept[count, 0], kept[count, 1], kept[count, 2], kept[count, 3], kept[count, 4] = q, jdx, jdy, ex, ey
+                curvature += q * (jdx * jdx + jdy * jdy)
+                count += 1
+            for k in range(count):
+                q, jdx, jdy, ex, ey = kept[k, 0], kept[k, 1], kept[k, 2], kept[k, 3], kept[k, 4]
+                for i in range(n):
+                    slope[k, 2 * i] -= jdx * by_depth[i] / curvature
+                    slope[k, 2 * i + 1] -= jdy * by_depth[i] / curvature
+                    gradient[s, p, i] += q * (slope[k, 2 * i] * ex + slope[k, 2 * i + 1] * ey)
+                    for j in range(i + 1):
+                        hessian[s, i, j] += q * (slope[k, 2 * i] * slope[k, 2 * j] + slope[k, 2 * i + 1] * slope[k, 2 * j + 1])
+        for i in range(n):
+            for j in range(i):
+                hessian[s, j, i] = hessian[s, i, j]
+
+
+@compiled
 def relative(rotation, translation, source, destination, start, rotation_only, r, t, ad):
     """Of each edge the motion from the camera `start + source` to the destination, r (E, 3, 3), t (E, 3), and its adjoint ad (E, 6, 6)
     without the rows of translation where only rotations are free. rotation (K, 3, 3), translation (K, 3); source, destination (E,).

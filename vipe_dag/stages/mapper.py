@@ -368,7 +368,7 @@ class Mapper:
         cost = []
         for first in ((), wide):
             before = scene.snapshot()
-            scales = (*first, *config.global_scales)
+            scales = (*first, *config.global_scales) if first else config.global_scales[-1:]  # it was adjusted before
             cost.append(self.everything(keyframes, scales, config.global_steps, self.intrinsics, _FEW_POINTS).cost)
         if cost[1] > cost[0]:
             scene.restore(before)
