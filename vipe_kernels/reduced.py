@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.linalg import lu_factor, lu_solve
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
@@ -198,7 +196,9 @@ class Reduced:
             solve: Callable[[NDArray[np.float64]], NDArray[np.float64]] = _factor(self._sparse(added)).solve
             return solve
         count = 6 * self.pattern.cameras
-        return partial(lu_solve, lu_factor(self.dense()[:count, :count].cpu().numpy() + np.diag(added)))
+        # by torch, whose threads `parallel` divides: those of scipy wait for each other, on a busy machine for a hundred times as long
+        factor = torch.linalg.lu_factor(self.dense()[:count, :count].cpu() + torch.diag(torch.from_numpy(added)))
+        return lambda right: torch.linalg.lu_solve(*factor, torch.from_numpy(np.ascontiguousarray(right))).numpy()
 
 
 def _add_at(out: Tensor, index: Tensor, rows: Tensor) -> None:
