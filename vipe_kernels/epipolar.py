@@ -35,21 +35,27 @@ def verify(a: NDArray[np.float32], b: NDArray[np.float32], threshold: float) -> 
     x, y = x - x.mean(0), y - y.mean(0)
     # one scale for both pictures, so that a distance is still one of pixels, but for that scale
     scale = max(float(np.sqrt(0.25 * (np.square(x).sum(1).mean() + np.square(y).sum(1).mean()))), 1e-9)
-    found, distance2 = _search(np.ascontiguousarray((x / scale).T), np.ascontiguousarray((y / scale).T), (threshold / scale) ** 2)
-    return np.asarray(distance2 < (threshold / scale) ** 2 if found else np.zeros(len(a), bool))
+    limit = (threshold / scale) ** 2
+    return np.asarray(_search(np.ascontiguousarray((x / scale).T), np.ascontiguousarray((y / scale).T), limit) < limit)
+
+
+@compiled
+def _constraint(f, x, y, i):
+    """y' F x of match i of x, y (2, M) and a fundamental matrix f (9,), row by row, and its squared slope by the four coordinates."""
+    u = f[0] * x[0, i] + f[1] * x[1, i] + f[2]
+    v = f[3] * x[0, i] + f[4] * x[1, i] + f[5]
+    w = f[6] * x[0, i] + f[7] * x[1, i] + f[8]
+    s = f[0] * y[0, i] + f[3] * y[1, i] + f[6]
+    t = f[1] * y[0, i] + f[4] * y[1, i] + f[7]
+    return y[0, i] * u + y[1, i] * v + w, u * u + v * v + s * s + t * t
 
 
 @compiled
 def _distances(f, x, y, distance2):
-    """Squared Sampson distances (M,) of matches x, y (2, M) to a fundamental matrix f (9,), row by row: y' F x = 0."""
+    """Squared Sampson distances (M,) of matches x, y (2, M) to a fundamental matrix f (9,)."""
     for i in range(x.shape[1]):
-        u = f[0] * x[0, i] + f[1] * x[1, i] + f[2]
-        v = f[3] * x[0, i] + f[4] * x[1, i] + f[5]
-        w = f[6] * x[0, i] + f[7] * x[1, i] + f[8]
-        s = f[0] * y[0, i] + f[3] * y[1, i] + f[6]
-        t = f[1] * y[0, i] + f[4] * y[1, i] + f[7]
-        off = y[0, i] * u + y[1, i] * v + w
-        distance2[i] = off * off / (u * u + v * v + s * s + t * t)
+        off, slope2 = _constraint(f, x, y, i)
+        distance2[i] = off * off / slope2
 
 
 @compiled
@@ -111,11 +117,7 @@ def _improved(f, x, y, distance2, limit):
     normal, row = np.zeros((9, 9)), np.zeros(9)
     for i in range(x.shape[1]):
         robust = limit / (limit + distance2[i])
-        u = f[0] * x[0, i] + f[1] * x[1, i] + f[2]
-        v = f[3] * x[0, i] + f[4] * x[1, i] + f[5]
-        s = f[0] * y[0, i] + f[3] * y[1, i] + f[6]
-        t = f[1] * y[0, i] + f[4] * y[1, i] + f[7]
-        weight = robust * robust / (u * u + v * v + s * s + t * t)
+        weight = robust * robust / _constraint(f, x, y, i)[1]
         if not weight > 0.0:
             continue
         _row(x, y, i, row)
@@ -130,7 +132,7 @@ def _improved(f, x, y, distance2, limit):
 
 @compiled
 def _search(x, y, limit):
-    """Best fundamental matrix of matches x, y (2, M), centred and of unit size: whether there is one, and squared distances (M,) to it."""
+    """Squared distances (M,) of matches x, y (2, M), centred and of unit size, to the best fundamental matrix; inf where there is none."""
     count = x.shape[1]
     np.random.seed(_SEED)
     order, rows, sample = np.arange(count), np.zeros((8, 9)), np.zeros(9)
@@ -160,4 +162,4 @@ def _search(x, y, limit):
                 best2[:] = distance2
                 failing = 1.0 - (inside / count) ** 8
                 wanted = min(_TRIALS, int(math.log(1.0 - _SURE) / math.log(failing)) + 1 if failing > 0.0 else 0)
-    return lowest < limit * count, best2
+    return best2

@@ -94,6 +94,25 @@ def _intrinsic_slope(code, x, y, xd, yd, fx, fy, model):
 
 
 @compiled
+def _by_motion(m, X, Y, Z, d, jacobian):
+    """How a motion m (6,) of its camera moves the pixel of the point X Y Z / d; jacobian: `_point_jacobian` there."""
+    ax, bx, zx, ay, by, zy = jacobian
+    px = d * m[0] + m[4] * Z - m[5] * Y
+    py = d * m[1] + m[5] * X - m[3] * Z
+    pz = d * m[2] + m[3] * Y - m[4] * X
+    return ax * px + bx * py + zx * pz, ay * px + by * py + zy * pz
+
+
+@compiled
+def _by_intrinsic(code, r, gx, gy, x, y, xd, yd, fx, fy, model, jacobian):
+    """How a free intrinsic moves a pixel: by the lens that sees the point, and by that which sent out the ray, moved by (gx, gy)."""
+    ax, bx, zx, ay, by, zy = jacobian
+    mx, my = _intrinsic_slope(code, x, y, xd, yd, fx, fy, model)
+    ux, uy, uz = r[0, 0] * gx + r[0, 1] * gy, r[1, 0] * gx + r[1, 1] * gy, r[2, 0] * gx + r[2, 1] * gy
+    return mx + ax * ux + bx * uy + zx * uz, my + ay * ux + by * uy + zy * uz
+
+
+@compiled
 def _undistort(xd, yd, params, model):
     """The normalised point that a model distorts to (xd, yd): `cameras.unproject`."""
     if model == 0:
@@ -243,7 +262,8 @@ def condense(
                     k = count
                     count += 1
                     index[k], q[k], ex[k], ey[k] = p, trust * shape * shape, dx, dy
-                    ax, bx, zx, ay, by, zy = _point_jacobian(x, y, iz, fx, fy, a, b, c)
+                    jacobian = _point_jacobian(x, y, iz, fx, fy, a, b, c)
+                    ax, bx, zx, ay, by, zy = jacobian
                     J[0, k], J[1, k], J[2, k], J[3, k], J[4, k], J[5, k] = _pose_row(ax, bx, zx, X, Y, Z, d)
                     J[6, k], J[7, k], J[8, k], J[9, k], J[10, k], J[11, k] = _pose_row(ay, by, zy, X, Y, Z, d)
                     if rotation_only:
@@ -252,9 +272,7 @@ def condense(
                     jdx[k], jdy[k] = (ax * t0 + bx * t1 + zx * t2) * moves, (ay * t0 + by * t1 + zy * t2) * moves
                     for m in range(n):
                         gx, gy = ray_slope[s, p, 0, m], ray_slope[s, p, 1, m]
-                        mx, my = _intrinsic_slope(codes[m], x, y, xd, yd, fx, fy, model)
-                        ux, uy, uz = r[0, 0] * gx + r[0, 1] * gy, r[1, 0] * gx + r[1, 1] * gy, r[2, 0] * gx + r[2, 1] * gy
-                        K[2 * m, k], K[2 * m + 1, k] = mx + ax * ux + bx * uy + zx * uz, my + ay * ux + by * uy + zy * uz
+                        K[2 * m, k], K[2 * m + 1, k] = _by_intrinsic(codes[m], r, gx, gy, x, y, xd, yd, fx, fy, model, jacobian)
                 for i in range(6):
                     for j in range(i, 6):
                         Hjj[e, i, j] += _weighed(q, J[i], J[j], J[6 + i], J[6 + j], count)
@@ -344,18 +362,14 @@ def back_substitute(
                 if not seen:
                     continue
                 shape = scale2 / (scale2 + ex * ex + ey * ey)
-                ax, bx, zx, ay, by, zy = _point_jacobian(x, y, iz, fx, fy, a, b, c)
-                # motion of the point in the destination camera, then of its pixel
-                px = d * m[0] + m[4] * Z - m[5] * Y
-                py = d * m[1] + m[5] * X - m[3] * Z
-                pz = d * m[2] + m[3] * Y - m[4] * X
-                ux, uy = ax * px + bx * py + zx * pz, ay * px + by * py + zy * pz
+                jacobian = _point_jacobian(x, y, iz, fx, fy, a, b, c)
+                ax, bx, zx, ay, by, zy = jacobian
+                ux, uy = _by_motion(m, X, Y, Z, d, jacobian)
                 for i in range(n):
                     gx, gy = ray_slope[s, p, 0, i], ray_slope[s, p, 1, i]
-                    qx, qy, qz = r[0, 0] * gx + r[0, 1] * gy, r[1, 0] * gx + r[1, 1] * gy, r[2, 0] * gx + r[2, 1] * gy
-                    mx, my = _intrinsic_slope(codes[i], x, y, xd, yd, fx, fy, model)
-                    ux += shared[i] * (mx + ax * qx + bx * qy + zx * qz)
-                    uy += shared[i] * (my + ay * qx + by * qy + zy * qz)
+                    sx, sy = _by_intrinsic(codes[i], r, gx, gy, x, y, xd, yd, fx, fy, model, jacobian)
+                    ux += shared[i] * sx
+                    uy += shared[i] * sy
                 jdx, jdy = ax * t0 + bx * t1 + zx * t2, ay * t0 + by * t1 + zy * t2
                 out[s, p] += trust * shape * shape * (jdx * ux + jdy * uy)
 
@@ -391,17 +405,15 @@ def scores(
                     continue
                 shape = scale2 / (scale2 + ex * ex + ey * ey)
                 q = trust * shape * shape
-                ax, bx, zx, ay, by, zy = _point_jacobian(x, y, iz, fx, fy, a, b, c)
+                jacobian = _point_jacobian(x, y, iz, fx, fy, a, b, c)
+                ax, bx, zx, ay, by, zy = jacobian
                 jdx = (ax * t[e, 0] + bx * t[e, 1] + zx * t[e, 2]) if depth_free[s] else 0.0
                 jdy = (ay * t[e, 0] + by * t[e, 1] + zy * t[e, 2]) if depth_free[s] else 0.0
                 for i in range(n):
-                    m, gx, gy = moves[e, i], ray_slope[s, p, 0, i], ray_slope[s, p, 1, i]
-                    # the point by the motion of the camera, and by that of the ray
-                    ux = d * m[0] + m[4] * Z - m[5] * Y + r[0, 0] * gx + r[0, 1] * gy
-                    uy = d * m[1] + m[5] * X - m[3] * Z + r[1, 0] * gx + r[1, 1] * gy
-                    uz = d * m[2] + m[3] * Y - m[4] * X + r[2, 0] * gx + r[2, 1] * gy
-                    mx, my = _intrinsic_slope(codes[i], x, y, xd, yd, fx, fy, model)
-                    sx, sy = mx + ax * ux + bx * uy + zx * uz, my + ay * ux + by * uy + zy * uz
+                    gx, gy = ray_slope[s, p, 0, i], ray_slope[s, p, 1, i]
+                    ux, uy = _by_motion(moves[e, i], X, Y, Z, d, jacobian)
+                    sx, sy = _by_intrinsic(codes[i], r, gx, gy, x, y, xd, yd, fx, fy, model, jacobian)
+                    sx, sy = sx + ux, sy + uy
                     slope[count, 2 * i], slope[count, 2 * i + 1] = sx, sy
                     by_depth[i] += q * (jdx * sx + jdy * sy)
                 kept[count, 0], kept[count, 1], kept[count, 2], kept[count, 3], kept[count, 4] = q, jdx, jdy, ex, ey

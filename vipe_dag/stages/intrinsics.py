@@ -150,10 +150,13 @@ def calibrate(
     side = max(frames.width, frames.height)
     camera = Camera.of(frames, config)
     params = default_params(frames.width, frames.height, config.prior_focal * side)
-    scene, useful = (None, []) if "static" in keyframes.flags else measure(frames, keyframes, config, params)
-    if scene is None or not useful:
-        std = params_std(params, camera.everything(), np.array([intrinsic.prior_std for intrinsic in camera.everything()]))
-        return Intrinsics("pinhole", params, std, "estimated", nothing, nothing, False, ("focal_unobservable",))
+    believed = params_std(params, camera.everything(), np.array([intrinsic.prior_std for intrinsic in camera.everything()]))
+    unseen = Intrinsics("pinhole", params, believed, "estimated", nothing, nothing, False, ("focal_unobservable",))
+    if "static" in keyframes.flags:
+        return unseen
+    scene, useful = measure(frames, keyframes, config, params)
+    if not useful:
+        return unseen
     free = [k for window in useful for k in window.keyframes[1:]]
     fixed = [window.keyframes[0] for window in useful]
     schedule = pixels_schedule(config.scales, (6,) * len(config.scales), scene.m.unit)

@@ -366,9 +366,11 @@ class Mapper:
         wide = tuple(config.global_scales[0] * 2.0**n for n in range(halvings, 0, -1))
         scene.edges.update((pair, scene.m.matched_edge(*pair)) for pair in pairs)
         cost = []
-        for first in ((), wide):
+        for scales in (
+            config.global_scales[-1:],
+            (*wide, *config.global_scales),
+        ):  # without, the last scale will do: it was adjusted before
             before = scene.snapshot()
-            scales = (*first, *config.global_scales) if first else config.global_scales[-1:]  # it was adjusted before
             cost.append(self.everything(keyframes, scales, config.global_steps, self.intrinsics, _FEW_POINTS).cost)
         if cost[1] > cost[0]:
             scene.restore(before)
