@@ -8,7 +8,7 @@ S = H - E C^-1 E^T.
 With J_j the Jacobian of the target camera, that of the source camera is -J_j Ad(T_ij), so one 6x6 block per edge gives all four.
 rho is Geman-McClure with a scale that shrinks from stage to stage (graduated non-convexity, Blake and Zisserman 1987).
 No Python loop runs over edges or points. Memory is that of the measurements: whole source keyframes are handled in chunks, S is
-block-sparse (`reduced`), and E is not kept but formed again when the depths are substituted back.
+block-sparse (`reduced`), and E is kept only where it is small, else formed again when the depths are substituted back.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "cx": (2,), "cy": (3,), "k
 _SAME = 1e-9
 """Similarities that differ by a smaller share move the cameras alike, as turns about a straight path do."""
 _CHUNK_ROWS = 150_000
+_KEPT_BYTES = 32 * 2**20
+"""Of E, up to which it is kept from the elimination of the depths to their substitution."""
 _GPU_CHUNK_ROWS = 2_000_000
 """Measurements handled at a time on a GPU: enough to fill it, in a few hundred megabytes."""
 
@@ -182,23 +184,27 @@ class Report:
 
 @dataclass(frozen=True)
 class _System:
-    """Normal equations after elimination at one state and robust scale. c_inverse, w (K, P): of the inverse depths."""
+    """Normal equations after elimination at one state and robust scale. C, w (K, P): of the inverse depths; kept: of each chunk E C^-1/2
+    (S, width + 1, P), or None where it was not kept."""
 
     reduced: Reduced
     cost: float
     mass: float
-    c_inverse: Tensor
+    C: Tensor
     w: Tensor
+    kept: list[Tensor | None]
     scale: float
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What of a problem depends on neither state nor scale: the edges in stretches, and where in the reduced system they add."""
+    """What of a problem depends on neither state nor scale: the edges in stretches, where in the reduced system they add, and whether
+    steps keep E."""
 
     stretches: list[Stretch]
     pattern: Pattern
     free: Tensor
+    keep: bool
 
     @classmethod
     def of(cls, problem: Problem, share: float = 1.0) -> _Plan:
@@ -207,7 +213,10 @@ class _Plan:
         free = torch.nonzero(problem.free_pose).ravel()
         slot = torch.full((len(problem.uv),), len(free), dtype=torch.long, device=device)
         slot[free] = torch.arange(len(free), device=device)
-        return cls(stretches, Pattern.of(len(free), [_slots(stretch, slot, len(free)) for stretch in stretches]), free)
+        pattern = Pattern.of(len(free), [_slots(stretch, slot, len(free)) for stretch in stretches])
+        n, points = len(problem.intrinsics), problem.uv.shape[1]
+        size = 8 * points * sum(slots.shape[0] * (6 * slots.shape[1] + n + 1) for slots in pattern.slots)
+        return cls(stretches, pattern, free, backend_for(problem.uv) == "compiled" and size <= _KEPT_BYTES)
 
     def over(self, problem: Problem, state: State) -> Iterator[Chunk]:
         """The chunks at a state, one after the other."""
@@ -430,7 +439,8 @@ class Chunk:
 @dataclass(frozen=True)
 class Condensed:
     """What the measurements of one chunk say once its depths are eliminated: of `Sums` all but E, with the prior of the depths in C; and
-    E C^-1 E^T, matrix (S, width, width), and E C^-1 w, vector (S, width), both None where nothing but depths is free."""
+    E C^-1 E^T, matrix (S, width, width), and E C^-1 w, vector (S, width), both None where nothing but depths is free; and E C^-1/2, kept
+    (S, width + 1, P), the last row of no meaning, None where it was not asked for."""
 
     Hjj: Tensor
     gj: Tensor
@@ -443,12 +453,13 @@ class Condensed:
     w: Tensor
     cost: float | Tensor
     mass: float | Tensor
+    kept: Tensor | None = None
 
 
-def condense(chunk: Chunk, scale: float, wanted: bool = True) -> Condensed:
-    """Linearise the measurements of a chunk at robust scale `scale` pixels and, where wanted, eliminate its depths."""
+def condense(chunk: Chunk, scale: float, wanted: bool = True, keep: bool = False) -> Condensed:
+    """Linearise the measurements of a chunk at robust scale `scale` pixels and, where wanted, eliminate its depths; keep E on the CPU."""
     if backend_for(chunk.state.params) == "compiled":
-        return condense_compiled(chunk, scale, wanted)
+        return condense_compiled(chunk, scale, wanted, keep)
     return condense_in_steps(chunk, scale, wanted)
 
 
@@ -525,6 +536,16 @@ def back_substitute_compiled(chunk: Chunk, scale: float, move: Tensor, shared: T
     return torch.from_numpy(out)
 
 
+def substitute(stretch: Stretch, kept: Tensor, C: Tensor, moves: Tensor, shared: Tensor) -> Tensor:
+    """`back_substitute` from what `condense` kept, with C (S, P): moves (K, 6) of all cameras."""
+    span, start = len(kept), stretch.keyframes.start
+    out = np.zeros((span, kept.shape[2]))
+    given = (stretch.destination, kept, C.contiguous(), moves, shared.contiguous())
+    common = (start, stretch.starts, *(x.numpy() for x in given), out)
+    parallel.spans(lambda a, b: fused.substitute(a, b, *common), span, kept.numel() // 8)
+    return torch.from_numpy(out)
+
+
 def back_substitute_tensors(chunk: Chunk, scale: float, move: Tensor, shared: Tensor) -> Tensor:
     """`back_substitute` by tensor operations."""
     terms = _terms(chunk, scale)
@@ -535,13 +556,14 @@ def back_substitute_tensors(chunk: Chunk, scale: float, move: Tensor, shared: Te
     return out.index_add_(0, chunk.stretch.source, _dot(terms.Jd, shift) * terms.rw)
 
 
-def condense_compiled(chunk: Chunk, scale: float, wanted: bool = True) -> Condensed:
+def condense_compiled(chunk: Chunk, scale: float, wanted: bool = True, keep: bool = False) -> Condensed:
     """`condense` by the loops of `fused`."""
     edges, span, n, points, width = len(chunk.stretch.destination), chunk.sources, len(chunk.problem.intrinsics), chunk.points, chunk.width
     common, problem = _compiled_arguments(chunk), chunk.problem
     shapes = ((edges, 6, 6), (edges, 6), (edges, 6, n), (span, n, n), (span, n), (span, width, width), (span, width), (span, points))
     sums = tuple(torch.zeros(shape, dtype=torch.float64) for shape in (*shapes, (span, points), (span, 2)))
-    arrays = tuple(x.numpy() for x in sums)
+    kept = torch.empty(span if wanted and keep else 0, width + 1, points, dtype=torch.float64)
+    arrays = tuple(x.numpy() for x in (kept, *sums))
 
     def task(a: int, b: int) -> None:
         robust = (scale * scale, problem.near, problem.rotation_only, problem.depth_prior, wanted)
@@ -550,7 +572,8 @@ def condense_compiled(chunk: Chunk, scale: float, wanted: bool = True) -> Conden
     parallel.spans(task, span, edges * points)
     Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, totals = sums
     over_sources, seen = (Hkk.sum(0), gk.sum(0)), (float(totals[:, 0].sum()), float(totals[:, 1].sum()))
-    return Condensed(Hjj, gj, Hjk, *over_sources, matrix if wanted else None, vector if wanted else None, C, w, *seen)
+    eliminated = (matrix, vector) if wanted else (None, None)
+    return Condensed(Hjj, gj, Hjk, *over_sources, *eliminated, C, w, *seen, kept if len(kept) else None)
 
 
 @dataclass(frozen=True)
@@ -620,15 +643,16 @@ def linearise_tensors(chunk: Chunk, scale: float) -> Sums:
     return Sums(flat @ WJ.reshape(edges_n, -1, 6), gj, Hjk, Hkk, gk, E, C, w, terms.cost, terms.mass)
 
 
-def _build(problem: Problem, state: State, scale: float, plan: _Plan) -> _System:
-    """Linearise all measurements at `state` and eliminate the depths."""
-    n = len(problem.intrinsics)
+def _build(problem: Problem, state: State, scale: float, plan: _Plan, keep: bool = False) -> _System:
+    """Linearise all measurements at `state` and eliminate the depths; keep E."""
+    n, kept = len(problem.intrinsics), []
     C, w = torch.zeros_like(state.inverse_depth), torch.zeros_like(state.inverse_depth)
     reduced = Reduced(plan.pattern, n, state.params)
     cost: float | Tensor = 0.0
     mass: float | Tensor = 0.0
     for number, chunk in enumerate(plan.over(problem, state)):
-        found = condense(chunk, scale, reduced.size > 0)
+        found = condense(chunk, scale, reduced.size > 0, keep)
+        kept.append(found.kept)
         cost, mass = cost + found.cost, mass + found.mass
         C[chunk.keyframes], w[chunk.keyframes] = found.C, found.w
         if reduced.size:
@@ -637,7 +661,7 @@ def _build(problem: Problem, state: State, scale: float, plan: _Plan) -> _System
         reduced.corner[position, position] += precision
         reduced.shared[position] += precision * gap
         cost += precision * gap * gap
-    return _System(reduced, float(cost), float(mass), 1.0 / C.clamp_min(fused.LEAST_CURVATURE), w, scale)
+    return _System(reduced, float(cost), float(mass), C.clamp_min_(fused.LEAST_CURVATURE), w, kept, scale)
 
 
 def couple(chunk: Chunk, found: Condensed, reduced: Reduced, number: int) -> None:
@@ -736,9 +760,12 @@ def _step(problem: Problem, state: State, system: _System, damping: float, plan:
     moves = torch.zeros(len(problem.uv), 6, dtype=delta.dtype, device=delta.device)
     moves[free] = pose
     change = system.w.clone()
-    for chunk in plan.over(problem, state):
-        change[chunk.keyframes] -= back_substitute(chunk, system.scale, chunk.between(moves), shared)
-    change = change * system.c_inverse * problem.free_depth[:, None]
+    for chunk, kept in zip(plan.over(problem, state), system.kept, strict=True):
+        if kept is None:
+            change[chunk.keyframes] -= back_substitute(chunk, system.scale, chunk.between(moves), shared)
+        else:
+            change[chunk.keyframes] -= substitute(chunk.stretch, kept, system.C[chunk.keyframes], moves, shared)
+    change = change / system.C * problem.free_depth[:, None]
     depth = state.inverse_depth
     change = change.clamp(-0.5 * depth, 2.0 * depth)
     rotation, translation = state.rotation.clone(), state.translation.clone()
@@ -760,13 +787,13 @@ def solve(problem: Problem, state: State, schedule: Schedule) -> tuple[State, Re
     report, plan = Report(), _Plan.of(problem)
     damping = schedule.damping
     for scale, steps in zip(schedule.scales, schedule.steps, strict=True):
-        system = _build(problem, state, scale, plan)
+        system = _build(problem, state, scale, plan, plan.keep)
         cost, mass = system.cost, system.mass
         taken, attempts = 0, 0
         while taken < steps and attempts < 2 * steps:
             attempts += 1
             candidate = _step(problem, state, system, damping, plan)
-            trial = _build(problem, candidate, scale, plan) if taken + 1 < steps else None  # nothing follows the last step
+            trial = _build(problem, candidate, scale, plan, plan.keep) if taken + 1 < steps else None  # nothing follows the last step
             tried = (trial.cost, trial.mass) if trial else _cost(problem, candidate, scale, plan)
             if tried[0] <= cost * (1 + 1e-6):
                 gain = (cost - tried[0]) / max(cost, 1e-12)
@@ -820,7 +847,7 @@ def posterior(problem: Problem, state: State, scale: float) -> Posterior:
     common = torch.einsum("kia,kib->ab", moves, cross)
     variance = own - cross @ both.mT - both @ cross.mT + both @ common @ both.mT
     position = variance.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(0).sqrt()
-    return Posterior(position, found.intrinsics.diagonal().clamp_min(0).sqrt(), system.c_inverse.sqrt())
+    return Posterior(position, found.intrinsics.diagonal().clamp_min(0).sqrt(), system.C.rsqrt())
 
 
 def similarities(state: State) -> Tensor:

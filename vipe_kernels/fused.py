@@ -1,8 +1,9 @@
 """Inner loops of bundle adjustment and resection compiled for the CPU (numba), float64, one pass over the measurements.
 
 The tensor code of `bundle` and `resection` is the definition; these loops give the same sums without writing Jacobians to memory, which
-is where that code spends its time on a CPU. The unit of work is a source keyframe (bundle) or a frame (resection), so threads share
-nothing, and the order of every sum, hence every bit of the result, is the same for any number of threads.
+is where that code spends its time on a CPU: they are formed for a block of measurements at a time (`blocks`). The unit of work is a source
+keyframe (bundle) or a frame (resection), so threads share nothing, and the order of every sum, hence every bit of the result, is the same
+for any number of threads.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vipe_kernels import cameras, formulas
+from vipe_kernels import blocks, cameras, formulas
+from vipe_kernels.blocks import BLOCK, BY_DEPTH, ERROR, INTRINSIC, MOTION, PAIR, ROW, SEEN, SQUARED
 from vipe_kernels.compiled import compiled, compiled_for_pixels, inside_for_pixels
 
 Float = NDArray[np.float64]
 
 _STEPS, _LIMIT, _LEAST, _TINY = cameras.NEWTON_ITERATIONS, cameras.NORMALISED_LIMIT, cameras.MIN_DETERMINANT, cameras.TINY
 
-_BLOCK = 128
-"""Measurements whose Jacobians are held together: they fit a first-level cache."""
+_FLATTEST = 0.02
+"""Cosine from the axis of a frame's camera beyond which a point is taken to be behind it."""
 LEAST_CURVATURE = 1e-12
 """Of an inverse depth: below, it is taken to be held."""
 
@@ -38,7 +40,6 @@ def view_limit(params: Float, model: str) -> float:
 
 
 _brown, _fisheye, _fisheye_angle = compiled(formulas.brown), compiled(formulas.fisheye), compiled(formulas.fisheye_angle)
-_point_jacobian, _pose_row = compiled(formulas.point_jacobian), compiled(formulas.pose_row)
 
 
 @compiled
@@ -51,30 +52,6 @@ def _distort(x, y, params, model):
     r = math.sqrt(x * x + y * y + _TINY)
     distorted, slope = _fisheye_angle(math.atan(r), params[4], params[5], params[6], params[7])
     return _fisheye(x, y, r, distorted, slope)
-
-
-@compiled
-def _carried(r, t, ray, d):
-    """The homogeneous point (ray, inverse depth d) in the camera at (r, t), times d."""
-    X = r[0, 0] * ray[0] + r[0, 1] * ray[1] + r[0, 2] * ray[2] + t[0] * d
-    Y = r[1, 0] * ray[0] + r[1, 1] * ray[1] + r[1, 2] * ray[2] + t[1] * d
-    Z = r[2, 0] * ray[0] + r[2, 1] * ray[1] + r[2, 2] * ray[2] + t[2] * d
-    return X, Y, Z
-
-
-@compiled
-def _observed(r, t, ray, d, target, params, model, limit, near):
-    """A point carried into the camera that measured it: whether it is seen there, its position X Y Z, 1 / Z and normalised x y, the
-    distorted xd yd with the derivative a b c, and the error ex ey in pixels."""
-    X, Y, Z = _carried(r, t, ray, d)
-    iz = 1.0 / Z if near < Z else 0.0
-    x, y = X * iz, Y * iz
-    if near >= Z or x * x + y * y > limit:
-        return False, X, Y, Z, iz, x, y, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    xd, yd, a, b, c = _distort(x, y, params, model)
-    ex = target[0] - (params[0] * xd + params[2])
-    ey = target[1] - (params[1] * yd + params[3])
-    return True, X, Y, Z, iz, x, y, xd, yd, a, b, c, ex, ey
 
 
 @compiled
@@ -91,25 +68,6 @@ def _intrinsic_slope(code, x, y, xd, yd, fx, fy, model):
     else:
         power = r2**code
     return fx * x * power, fy * y * power
-
-
-@compiled
-def _by_motion(m, X, Y, Z, d, jacobian):
-    """How a motion m (6,) of its camera moves the pixel of the point X Y Z / d; jacobian: `_point_jacobian` there."""
-    ax, bx, zx, ay, by, zy = jacobian
-    px = d * m[0] + m[4] * Z - m[5] * Y
-    py = d * m[1] + m[5] * X - m[3] * Z
-    pz = d * m[2] + m[3] * Y - m[4] * X
-    return ax * px + bx * py + zx * pz, ay * px + by * py + zy * pz
-
-
-@compiled
-def _by_intrinsic(code, r, gx, gy, x, y, xd, yd, fx, fy, model, jacobian):
-    """How a free intrinsic moves a pixel: by the lens that sees the point, and by that which sent out the ray, moved by (gx, gy)."""
-    ax, bx, zx, ay, by, zy = jacobian
-    mx, my = _intrinsic_slope(code, x, y, xd, yd, fx, fy, model)
-    ux, uy, uz = r[0, 0] * gx + r[0, 1] * gy, r[1, 0] * gx + r[1, 1] * gy, r[2, 0] * gx + r[2, 1] * gy
-    return mx + ax * ux + bx * uy + zx * uz, my + ay * ux + by * uy + zy * uz
 
 
 @compiled
@@ -158,15 +116,6 @@ def rays(first, last, uv, params, model, codes, out, slope):
 
 
 @inside_for_pixels
-def _weighed(q, a, b, c, d, count):
-    """Sum of q (a b + c d)."""
-    total = 0.0
-    for k in range(np.uint64(count)):
-        total += q[k] * (a[k] * b[k] + c[k] * d[k])
-    return total
-
-
-@inside_for_pixels
 def _products(a, b, c, d, count):
     """Inner products of a and b with c and d."""
     ac, ad, bc, bd = 0.0, 0.0, 0.0, 0.0
@@ -176,13 +125,6 @@ def _products(a, b, c, d, count):
         bc += b[k] * c[k]
         bd += b[k] * d[k]
     return ac, ad, bc, bd
-
-
-@inside_for_pixels
-def _rows_of_depth(q, first, second, jdx, jdy, count, out):
-    """out = q (first jdx + second jdy)."""
-    for k in range(np.uint64(count)):
-        out[k] = q[k] * (first[k] * jdx[k] + second[k] * jdy[k])
 
 
 @inside_for_pixels
@@ -213,93 +155,97 @@ def _schur(E, used, rows, limit, C, w, matrix, vector):
             vector[b] = along
 
 
+@inside_for_pixels
+def _gram(work, count, n, gram):
+    """Adds to gram (8 + n, 8 + n), below the diagonal, the weighted inner products of motions, error and n intrinsics of a block."""
+    for i in range(0, 7 + n, 2):
+        for j in range(0, i + 1, 2):
+            aa, ab, ba, bb = blocks.products(work, count, MOTION + np.uint64(i) * PAIR, MOTION + np.uint64(j) * PAIR)
+            gram[i, j] += aa
+            gram[i, j + 1] += ab
+            gram[i + 1, j] += ba
+            gram[i + 1, j + 1] += bb
+
+
+@inside_for_pixels
+def _of_source(F, count, r, t, out):
+    """Rows of a source camera (6, BLOCK) from those of the destination: E_j Ad, Ad = [[r, [t] r], [0, r]]."""
+    for i in range(3):
+        a0, a1, a2 = r[0, i], r[1, i], r[2, i]
+        b0, b1, b2 = t[1] * a2 - t[2] * a1, t[2] * a0 - t[0] * a2, t[0] * a1 - t[1] * a0
+        for k in range(np.uint64(count)):
+            out[i, k] = F[0, k] * a0 + F[1, k] * a1 + F[2, k] * a2
+        for k in range(np.uint64(count)):
+            out[3 + i, k] = F[3, k] * a0 + F[4, k] * a1 + F[5, k] * a2 + F[0, k] * b0 + F[1, k] * b1 + F[2, k] * b2
+
+
+@inside_for_pixels
+def _add(values, index, count, out):
+    for k in range(np.uint64(count)):
+        out[index[k]] += values[k]
+
+
 @compiled_for_pixels
 def condense(
     first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
-    rotation_only, prior, wanted, Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, totals,
+    rotation_only, prior, wanted, kept, Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, totals,
 ):  # fmt: skip
     """Sums over the measurements of source keyframes [first, last) of a chunk, their depths eliminated.
 
     starts (S + 1,): edges of each source. R (E, 3, 3), t (E, 3) relative cameras. rays (S, P, 3), depth (S, P), depth_free (S,). codes
     (n,), ray_slope (S, P, 2, n): free intrinsics and how they move the rays. prior: precision of relative changes of depth. wanted: are
     matrix and vector. Fills, all zero before: Hjj (E, 6, 6), gj (E, 6), Hjk (E, 6, n), Hkk (S, n, n), gk (S, n), matrix (S, W, W), vector
-    (S, W), C, w (S, P), totals (S, 2) = cost, mass. Jacobians and E of one source are kept in caches, a block of measurements at a time.
+    (S, W), C, w (S, P), totals (S, 2) = cost, mass; and kept (S, W + 1, P) = E C^-1/2 if it is wanted, else that has no elements.
     """
     n, points, rows = len(codes), depth.shape[1], vector.shape[1]
     fx, fy = params[0], params[1]
-    E = np.zeros((rows + 1, points))
-    J, K, F = np.zeros((12, _BLOCK)), np.zeros((2 * max(n, 1), _BLOCK)), np.zeros((6, _BLOCK))
-    q, ex, ey, jdx, jdy = np.zeros(_BLOCK), np.zeros(_BLOCK), np.zeros(_BLOCK), np.zeros(_BLOCK), np.zeros(_BLOCK)
-    index, used, root, rest = np.zeros(_BLOCK, np.int64), np.zeros(rows + 1, np.int64), np.zeros(points), np.zeros(points)
+    work, index, gram = np.zeros(blocks.rows(n)), np.zeros(BLOCK, np.int64), np.zeros((8 + n, 8 + n))
+    F, own = np.zeros((8 + n, BLOCK)), np.zeros((6, BLOCK))
+    scratch, used, root, rest = np.zeros((rows + 1, points)), np.zeros(rows + 1, np.int64), np.zeros(points), np.zeros(points)
     for s in range(first, last):
         moves = 1.0 if depth_free[s] else 0.0
         mine = 6 * (1 + starts[s + 1] - starts[s])
+        E = kept[s] if len(kept) else scratch
         E[:mine] = 0.0
         E[rows - n :] = 0.0
         for e in range(starts[s], starts[s + 1]):
-            row, r = 6 * (1 + e - starts[s]), R[e]
-            t0, t1, t2 = t[e, 0], t[e, 1], t[e, 2]
-            at = 0
+            row, at = 6 * (1 + e - starts[s]), 0
+            gram[:] = 0.0
             while at < points:
-                count = 0
-                while at < points and count < _BLOCK:
-                    p = at
-                    at += 1
-                    trust = weight[e, p]
-                    if trust <= 0.0:
-                        continue
-                    d = depth[s, p]
-                    seen, X, Y, Z, iz, x, y, xd, yd, a, b, c, dx, dy = _observed(
-                        r, t[e], rays[s, p], d, target[e, p], params, model, limit, near
-                    )
-                    if not seen:
-                        totals[s, 0] += trust * scale2
-                        continue
-                    squared = dx * dx + dy * dy
-                    shape = scale2 / (scale2 + squared)
-                    totals[s, 0] += trust * squared * shape
-                    totals[s, 1] += trust * shape
-                    k = count
-                    count += 1
-                    index[k], q[k], ex[k], ey[k] = p, trust * shape * shape, dx, dy
-                    jacobian = _point_jacobian(x, y, iz, fx, fy, a, b, c)
-                    ax, bx, zx, ay, by, zy = jacobian
-                    J[0, k], J[1, k], J[2, k], J[3, k], J[4, k], J[5, k] = _pose_row(ax, bx, zx, X, Y, Z, d)
-                    J[6, k], J[7, k], J[8, k], J[9, k], J[10, k], J[11, k] = _pose_row(ay, by, zy, X, Y, Z, d)
-                    if rotation_only:
-                        J[:3, k] = 0.0
-                        J[6:9, k] = 0.0
-                    jdx[k], jdy[k] = (ax * t0 + bx * t1 + zx * t2) * moves, (ay * t0 + by * t1 + zy * t2) * moves
-                    for m in range(n):
-                        gx, gy = ray_slope[s, p, 0, m], ray_slope[s, p, 1, m]
-                        K[2 * m, k], K[2 * m + 1, k] = _by_intrinsic(codes[m], r, gx, gy, x, y, xd, yd, fx, fy, model, jacobian)
+                at, count = blocks.gather(work, index, at, rays[s], depth[s], target[e], weight[e])
+                full = blocks.filled(work, count)
+                cost, mass = blocks.observe(work, full, R[e], t[e], params, model, limit, near, scale2)
+                totals[s, 0] += cost
+                totals[s, 1] += mass
+                blocks.by_camera(work, full, fx, fy, rotation_only)
+                blocks.by_depth(work, full, t[e], moves)
+                blocks.by_intrinsic(work, count, index, codes, ray_slope[s], R[e], fx, fy, model)
+                _gram(work, full, n, gram)
+                for i in range(7 + n):
+                    blocks.weighted(work, full, MOTION + np.uint64(i) * PAIR, BY_DEPTH, F[i])
+                blocks.weighted(work, full, BY_DEPTH, BY_DEPTH, F[7 + n])
+                _of_source(F, full, R[e], t[e], own)
                 for i in range(6):
-                    for j in range(i, 6):
-                        Hjj[e, i, j] += _weighed(q, J[i], J[j], J[6 + i], J[6 + j], count)
-                    gj[e, i] += _weighed(q, J[i], ex, J[6 + i], ey, count)
-                    for m in range(n):
-                        Hjk[e, i, m] += _weighed(q, J[i], K[2 * m], J[6 + i], K[2 * m + 1], count)
-                    _rows_of_depth(q, J[i], J[6 + i], jdx, jdy, count, F[i])
+                    for k in range(np.uint64(count)):
+                        E[row + i, index[k]] = F[i, k]
+                        E[i, index[k]] -= own[i, k]
+                _add(F[6], index, count, w[s])
                 for m in range(n):
-                    gk[s, m] += _weighed(q, K[2 * m], ex, K[2 * m + 1], ey, count)
-                    for o in range(n):
-                        Hkk[s, m, o] += _weighed(q, K[2 * m], K[2 * o], K[2 * m + 1], K[2 * o + 1], count)
-                for k in range(count):
-                    p = index[k]
-                    C[s, p] += q[k] * (jdx[k] * jdx[k] + jdy[k] * jdy[k])
-                    w[s, p] += q[k] * (jdx[k] * ex[k] + jdy[k] * ey[k])
-                    f0, f1, f2, f3, f4, f5 = F[0, k], F[1, k], F[2, k], F[3, k], F[4, k], F[5, k]
-                    E[row, p], E[row + 1, p], E[row + 2, p], E[row + 3, p], E[row + 4, p], E[row + 5, p] = f0, f1, f2, f3, f4, f5
-                    # row of the source camera: -(E_j Ad), Ad = [[r, [t] r], [0, r]]
-                    h0, h1, h2 = f3 + f1 * t2 - f2 * t1, f4 + f2 * t0 - f0 * t2, f5 + f0 * t1 - f1 * t0
-                    for i in range(3):
-                        E[i, p] -= f0 * r[0, i] + f1 * r[1, i] + f2 * r[2, i]
-                        E[3 + i, p] -= h0 * r[0, i] + h1 * r[1, i] + h2 * r[2, i]
-                    for m in range(n):
-                        E[rows - n + m, p] += q[k] * (K[2 * m, k] * jdx[k] + K[2 * m + 1, k] * jdy[k])
+                    _add(F[7 + m], index, count, E[rows - n + m])
+                _add(F[7 + n], index, count, C[s])
             for i in range(6):
-                for j in range(i):
-                    Hjj[e, i, j] = Hjj[e, j, i]
+                for j in range(i + 1):
+                    Hjj[e, i, j] = Hjj[e, j, i] = gram[i, j]
+                gj[e, i] = gram[6, i]
+                for m in range(n):
+                    Hjk[e, i, m] = gram[7 + m, i]
+            for m in range(n):
+                gk[s, m] += gram[7 + m, 6]
+                for o in range(m + 1):
+                    Hkk[s, m, o] += gram[7 + m, 7 + o]
+        for m in range(n):
+            for o in range(m):
+                Hkk[s, o, m] = Hkk[s, m, o]
         for p in range(points):
             C[s, p] += prior / (depth[s, p] * depth[s, p])
         if wanted:
@@ -312,29 +258,22 @@ def condense(
             _schur(E, used, (mine + n + 1) // 2 * 2, rows, root, rest, matrix[s], vector[s])
 
 
-@compiled
+@compiled_for_pixels
 def cost(first, last, starts, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals):
     """Robust cost and mass alone: fills totals (S, 2). Arguments as of `condense`."""
     points = depth.shape[1]
+    work, index = np.zeros(blocks.rows(0)), np.zeros(BLOCK, np.int64)
     for s in range(first, last):
         for e in range(starts[s], starts[s + 1]):
-            for p in range(points):
-                trust = weight[e, p]
-                if trust <= 0.0:
-                    continue
-                seen, _, _, _, _, _, _, _, _, _, _, _, ex, ey = _observed(
-                    R[e], t[e], rays[s, p], depth[s, p], target[e, p], params, model, limit, near
-                )
-                if not seen:
-                    totals[s, 0] += trust * scale2
-                    continue
-                squared = ex * ex + ey * ey
-                shape = scale2 / (scale2 + squared)
-                totals[s, 0] += trust * squared * shape
-                totals[s, 1] += trust * shape
+            at = 0
+            while at < points:
+                at, count = blocks.gather(work, index, at, rays[s], depth[s], target[e], weight[e])
+                cost, mass = blocks.observe(work, blocks.filled(work, count), R[e], t[e], params, model, limit, near, scale2)
+                totals[s, 0] += cost
+                totals[s, 1] += mass
 
 
-@compiled
+@compiled_for_pixels
 def back_substitute(
     first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
     move, shared, out,
@@ -342,39 +281,50 @@ def back_substitute(
     """E^T dx of source keyframes [first, last) of a chunk: out (S, P), zero before. Arguments as of `condense`; move (E, 6): of each
     destination camera relative to its source, in its tangent; shared (n,): of the free intrinsics.
     """
-    n = len(codes)
-    fx, fy = params[0], params[1]
-    points = depth.shape[1]
+    n, points, fx, fy = len(codes), depth.shape[1], params[0], params[1]
+    work, index = np.zeros(blocks.rows(n)), np.zeros(BLOCK, np.int64)
+    total, part = np.zeros(BLOCK), np.zeros(BLOCK)
     for s in range(first, last):
         if not depth_free[s]:
             continue
         for e in range(starts[s], starts[s + 1]):
-            r, m = R[e], move[e]
-            t0, t1, t2 = t[e, 0], t[e, 1], t[e, 2]
-            for p in range(points):
-                trust = weight[e, p]
-                if trust <= 0.0:
-                    continue
-                d = depth[s, p]
-                seen, X, Y, Z, iz, x, y, xd, yd, a, b, c, ex, ey = _observed(
-                    r, t[e], rays[s, p], d, target[e, p], params, model, limit, near
-                )
-                if not seen:
-                    continue
-                shape = scale2 / (scale2 + ex * ex + ey * ey)
-                jacobian = _point_jacobian(x, y, iz, fx, fy, a, b, c)
-                ax, bx, zx, ay, by, zy = jacobian
-                ux, uy = _by_motion(m, X, Y, Z, d, jacobian)
-                for i in range(n):
-                    gx, gy = ray_slope[s, p, 0, i], ray_slope[s, p, 1, i]
-                    sx, sy = _by_intrinsic(codes[i], r, gx, gy, x, y, xd, yd, fx, fy, model, jacobian)
-                    ux += shared[i] * sx
-                    uy += shared[i] * sy
-                jdx, jdy = ax * t0 + bx * t1 + zx * t2, ay * t0 + by * t1 + zy * t2
-                out[s, p] += trust * shape * shape * (jdx * ux + jdy * uy)
+            at = 0
+            while at < points:
+                at, count = blocks.gather(work, index, at, rays[s], depth[s], target[e], weight[e])
+                full = blocks.filled(work, count)
+                blocks.observe(work, full, R[e], t[e], params, model, limit, near, scale2)
+                blocks.by_camera(work, full, fx, fy, False)
+                blocks.by_depth(work, full, t[e], 1.0)
+                blocks.by_intrinsic(work, count, index, codes, ray_slope[s], R[e], fx, fy, model)
+                total[:] = 0.0
+                for i in range(6 + n):
+                    along = move[e, i] if i < 6 else shared[i - 6]
+                    blocks.weighted(work, full, MOTION + np.uint64(i if i < 6 else i + 1) * PAIR, BY_DEPTH, part)
+                    for k in range(np.uint64(full)):
+                        total[k] += along * part[k]
+                _add(total, index, count, out[s])
 
 
-@compiled
+@compiled_for_pixels
+def substitute(first, last, start, starts, destination, kept, C, moves, shared, out):
+    """E^T dx of source keyframes [first, last) of a chunk that begins with keyframe `start`, from what `condense` kept: out (S, P), zero
+    before. destination (E,); moves (K, 6): of all cameras; shared (n,): of the free intrinsics."""
+    points, n = out.shape[1], len(shared)
+    rows = kept.shape[1] - 1
+    for s in range(first, last):
+        for i in range(6 * (1 + starts[s + 1] - starts[s]) + n):
+            edge, axis = starts[s] + i // 6 - 1, i % 6
+            if edge >= starts[s + 1]:
+                along, row = shared[i - 6 * (1 + starts[s + 1] - starts[s])], i - 6 * (1 + starts[s + 1] - starts[s]) + rows - n
+            else:
+                along, row = moves[start + s if i < 6 else destination[edge], axis], i
+            for p in range(np.uint64(points)):
+                out[s, p] += along * kept[s, row, p]
+        for p in range(np.uint64(points)):
+            out[s, p] *= math.sqrt(max(C[s, p], LEAST_CURVATURE))
+
+
+@compiled_for_pixels
 def scores(
     first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
     prior, moves, hessian, gradient,
@@ -383,53 +333,47 @@ def scores(
     `bundle.scores`, zero before. Arguments as of `condense`; moves (E, n, 6): how each destination camera moves relative to its source,
     in its tangent, with each intrinsic.
     """
-    n = len(codes)
-    fx, fy = params[0], params[1]
-    widest = 0
+    n, points, fx, fy = len(codes), depth.shape[1], params[0], params[1]
+    work, index, part = np.zeros(blocks.rows(n)), np.zeros(BLOCK, np.int64), np.zeros(BLOCK)
+    C, w, by_depth, of_error = np.zeros(points), np.zeros(points), np.zeros((n, points)), np.zeros((n, points))
     for s in range(first, last):
-        widest = max(widest, starts[s + 1] - starts[s])
-    slope, kept, by_depth = np.zeros((widest, 2 * n)), np.zeros((widest, 5)), np.zeros(n)
-    for s in range(first, last):
-        for p in range(depth.shape[1]):
-            d, count = depth[s, p], 0
-            curvature = prior / (d * d)
-            by_depth[:] = 0.0
-            for e in range(starts[s], starts[s + 1]):
-                trust, r = weight[e, p], R[e]
-                if trust <= 0.0:
-                    continue
-                seen, X, Y, Z, iz, x, y, xd, yd, a, b, c, ex, ey = _observed(
-                    r, t[e], rays[s, p], d, target[e, p], params, model, limit, near
-                )
-                if not seen:
-                    continue
-                shape = scale2 / (scale2 + ex * ex + ey * ey)
-                q = trust * shape * shape
-                jacobian = _point_jacobian(x, y, iz, fx, fy, a, b, c)
-                ax, bx, zx, ay, by, zy = jacobian
-                jdx = (ax * t[e, 0] + bx * t[e, 1] + zx * t[e, 2]) if depth_free[s] else 0.0
-                jdy = (ay * t[e, 0] + by * t[e, 1] + zy * t[e, 2]) if depth_free[s] else 0.0
-                for i in range(n):
-                    gx, gy = ray_slope[s, p, 0, i], ray_slope[s, p, 1, i]
-                    ux, uy = _by_motion(moves[e, i], X, Y, Z, d, jacobian)
-                    sx, sy = _by_intrinsic(codes[i], r, gx, gy, x, y, xd, yd, fx, fy, model, jacobian)
-                    sx, sy = sx + ux, sy + uy
-                    slope[count, 2 * i], slope[count, 2 * i + 1] = sx, sy
-                    by_depth[i] += q * (jdx * sx + jdy * sy)
-                kept[count, 0], kept[count, 1], kept[count, 2], kept[count, 3], kept[count, 4] = q, jdx, jdy, ex, ey
-                curvature += q * (jdx * jdx + jdy * jdy)
-                count += 1
-            for k in range(count):
-                q, jdx, jdy, ex, ey = kept[k, 0], kept[k, 1], kept[k, 2], kept[k, 3], kept[k, 4]
-                for i in range(n):
-                    slope[k, 2 * i] -= jdx * by_depth[i] / curvature
-                    slope[k, 2 * i + 1] -= jdy * by_depth[i] / curvature
-                    gradient[s, p, i] += q * (slope[k, 2 * i] * ex + slope[k, 2 * i + 1] * ey)
-                    for j in range(i + 1):
-                        hessian[s, i, j] += q * (slope[k, 2 * i] * slope[k, 2 * j] + slope[k, 2 * i + 1] * slope[k, 2 * j + 1])
-        for i in range(n):
-            for j in range(i):
-                hessian[s, j, i] = hessian[s, i, j]
+        free = 1.0 if depth_free[s] else 0.0
+        C[:], w[:], by_depth[:], of_error[:] = prior / (depth[s] * depth[s]), 0.0, 0.0, 0.0
+        for e in range(starts[s], starts[s + 1]):
+            at = 0
+            while at < points:
+                at, count = blocks.gather(work, index, at, rays[s], depth[s], target[e], weight[e])
+                full = blocks.filled(work, count)
+                blocks.observe(work, full, R[e], t[e], params, model, limit, near, scale2)
+                blocks.by_camera(work, full, fx, fy, False)
+                blocks.by_depth(work, full, t[e], free)
+                blocks.by_intrinsic(work, count, index, codes, ray_slope[s], R[e], fx, fy, model)
+                for m in range(n):
+                    slope = INTRINSIC + np.uint64(m) * PAIR
+                    for i in range(6):
+                        along, motion = moves[e, m, i], MOTION + np.uint64(i) * PAIR
+                        for k in range(np.uint64(full)):
+                            work[slope + k] += along * work[motion + k]
+                            work[slope + ROW + k] += along * work[motion + ROW + k]
+                    blocks.weighted(work, full, slope, BY_DEPTH, part)
+                    _add(part, index, count, by_depth[m])
+                    blocks.weighted(work, full, slope, ERROR, part)
+                    _add(part, index, count, of_error[m])
+                    for o in range(m + 1):
+                        hessian[s, m, o] += blocks.products(work, full, slope, INTRINSIC + np.uint64(o) * PAIR)[0]
+                blocks.weighted(work, full, BY_DEPTH, BY_DEPTH, part)
+                _add(part, index, count, C)
+                blocks.weighted(work, full, BY_DEPTH, ERROR, part)
+                _add(part, index, count, w)
+        for p in range(points):
+            held = (1.0 + prior / (depth[s, p] * depth[s, p] * C[p])) / C[p]  # the prior of the depth is no measurement
+            for m in range(n):
+                gradient[s, p, m] = of_error[m, p] - by_depth[m, p] * w[p] / C[p]
+                for o in range(m + 1):
+                    hessian[s, m, o] -= by_depth[m, p] * by_depth[o, p] * held
+        for m in range(n):
+            for o in range(m):
+                hessian[s, o, m] = hessian[s, m, o]
 
 
 @compiled
@@ -577,52 +521,31 @@ def perturb(delta, r, t, r_new, t_new):
         _perturb(delta[k], r[k], t[k], r_new[k], t_new[k])
 
 
-@compiled
-def _motion_terms(points, target, weight, params, model, limit, r, t, scale2, H, g, distance):
-    """Normal equations of one camera against fixed points; returns the robust cost. Fills H (6, 6), g (6,), distance (N,)."""
-    fx, fy, cx, cy = params[0], params[1], params[2], params[3]
-    H[:] = 0.0
-    g[:] = 0.0
-    cost = 0.0
-    J = np.zeros((2, 6))
-    for p in range(len(points)):
-        trust = weight[p]
-        distance[p] = 1e6
-        if trust <= 0.0:
-            continue
-        d = points[p, 3]
-        X, Y, Z = _carried(r, t, points[p], d)
-        if not 0.02 * math.sqrt(X * X + Y * Y + Z * Z) < Z:
-            cost += trust * scale2
-            continue
-        iz = 1.0 / Z
-        x, y = X * iz, Y * iz
-        if x * x + y * y > limit:
-            cost += trust * scale2
-            continue
-        xd, yd, a, b, c = _distort(x, y, params, model)
-        ex = target[p, 0] - (fx * xd + cx)
-        ey = target[p, 1] - (fy * yd + cy)
-        squared = ex * ex + ey * ey
-        distance[p] = math.sqrt(squared)
-        shape = scale2 / (scale2 + squared)
-        cost += trust * squared * shape
-        q = trust * shape * shape
-        ax, bx, zx, ay, by, zy = _point_jacobian(x, y, iz, fx, fy, a, b, c)
-        J[0, 0], J[0, 1], J[0, 2], J[0, 3], J[0, 4], J[0, 5] = _pose_row(ax, bx, zx, X, Y, Z, d)
-        J[1, 0], J[1, 1], J[1, 2], J[1, 3], J[1, 4], J[1, 5] = _pose_row(ay, by, zy, X, Y, Z, d)
-        for i in range(6):
-            u0, u1 = q * J[0, i], q * J[1, i]
-            for j in range(i, 6):
-                H[i, j] += u0 * J[0, j] + u1 * J[1, j]
-            g[i] += u0 * ex + u1 * ey
+@inside_for_pixels
+def _motion_terms(points, target, weight, params, model, limit, r, t, scale2, work, index, gram, H, g, distance):
+    """Normal equations of one camera against fixed points; returns the robust cost. Fills H (6, 6), g (6,), distance (N,); work, index,
+    gram: to work in."""
+    widest = min(limit, 1.0 / (_FLATTEST * _FLATTEST) - 1.0)
+    gram[:] = 0.0
+    distance[:] = 1e6
+    total, at = 0.0, 0
+    while at < len(weight):
+        at, count = blocks.gather(work, index, at, points, points[:, 3], target, weight)
+        full = blocks.filled(work, count)
+        total += blocks.observe(work, full, r, t, params, model, widest, 0.0, scale2)[0]
+        blocks.by_camera(work, full, params[0], params[1], False)
+        _gram(work, full, 0, gram)
+        for k in range(np.uint64(count)):
+            if work[SEEN + k] > 0.0:
+                distance[index[k]] = math.sqrt(work[SQUARED + k])
     for i in range(6):
-        for j in range(i):
-            H[i, j] = H[j, i]
-    return cost
+        for j in range(i + 1):
+            H[i, j] = H[j, i] = gram[i, j]
+        g[i] = gram[6, i]
+    return total
 
 
-@compiled
+@compiled_for_pixels
 def resect(first, last, points, target, weight, params, model, limit, scales2, steps, rotation, translation, Hs, distances):
     """Gauss-Newton over the cameras of frames [first, last), in place: rotation (F, 3, 3), translation (F, 3).
 
@@ -632,17 +555,20 @@ def resect(first, last, points, target, weight, params, model, limit, scales2, s
     delta, g, g_new = np.zeros(6), np.zeros(6), np.zeros(6)
     H_new, r_new, t_new = np.zeros((6, 6)), np.zeros((3, 3)), np.zeros(3)
     d_new = np.zeros(points.shape[1])
+    work, index, gram = np.zeros(blocks.rows(0)), np.zeros(BLOCK, np.int64), np.zeros((8, 8))
     for f in range(first, last):
         r, t, H, d = rotation[f], translation[f], Hs[f], distances[f]
         for scale2 in scales2:
-            cost = _motion_terms(points[f], target[f], weight[f], params, model, limit, r, t, scale2, H, g, d)
+            cost = _motion_terms(points[f], target[f], weight[f], params, model, limit, r, t, scale2, work, index, gram, H, g, d)
             for _ in range(steps):
                 if not _solve6(H, g, delta):
                     break
                 better = False
                 for fraction in (1.0, 0.3):
                     _perturb(delta * fraction, r, t, r_new, t_new)
-                    tried = _motion_terms(points[f], target[f], weight[f], params, model, limit, r_new, t_new, scale2, H_new, g_new, d_new)
+                    tried = _motion_terms(
+                        points[f], target[f], weight[f], params, model, limit, r_new, t_new, scale2, work, index, gram, H_new, g_new, d_new
+                    )
                     if tried <= cost:
                         better = True
                         break
