@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import cache
 
 import numpy as np
@@ -13,6 +14,7 @@ from vipe_dag.evaluate import trajectory
 from vipe_dag.results import BaPoses, Keyframes
 from vipe_dag.sequence import ArrayFrames
 from vipe_dag.stages import ba_poses, intrinsics, keyframes
+from vipe_dag.stages.measurements import Finds
 from vipe_dag.synthetic.trajectory import handheld, turn_first
 
 MOVING = ["orbit", "room"]
@@ -44,6 +46,19 @@ def test_positions_are_as_uncertain_as_they_are_wrong(name: str) -> None:
     miss = np.sqrt(np.square(aligned.estimate[:, :3, 3] - aligned.reference[:, :3, 3]).sum(1).mean())
     told = aligned.scale * np.sqrt(np.square(found.position_std).mean())
     assert miss / 3 < told < 10 * miss
+
+
+@pytest.mark.parametrize("name", ["room", "cut"])
+def test_what_calibration_found_in_the_pictures_changes_no_result_and_is_let_go(name: str) -> None:
+    finds = Finds()
+    camera = intrinsics.calibrate(frames(name), selected(name), config().intrinsics, finds=finds)
+    assert finds.items
+    found = ba_poses.solve(frames(name), selected(name), camera, config().ba_poses, finds=finds)
+    alone = ba_poses.solve(frames(name), selected(name), camera, config().ba_poses)
+    for field in fields(found):
+        a, b = (getattr(result, field.name) for result in (found, alone))
+        assert np.array_equal(a, b, equal_nan=True) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else np.array_equal(a, b)
+    assert not finds.items
 
 
 @pytest.mark.parametrize("name", ALL)

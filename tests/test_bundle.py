@@ -50,6 +50,7 @@ def assert_found(state: State, world: Rig, degrees: float = 1e-4, share: float =
 
 def steps(world: Rig, start: State, monkeypatch: pytest.MonkeyPatch) -> list[State]:
     """The state after one undamped step by the compiled loops of the CPU and by the tensor operations of other devices."""
+
     def in_steps(chunk: Chunk, scale: float, wanted: bool, _keep: bool) -> bundle.Condensed:
         return bundle.condense_in_steps(chunk, scale, wanted)
 

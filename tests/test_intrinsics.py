@@ -11,7 +11,7 @@ from engine_worlds import HEIGHT, WIDTH, calibrated, clip, config, frames, known
 from vipe_dag.calibration import Calibration
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages import intrinsics
-from vipe_dag.stages.measurements import Measurements
+from vipe_dag.stages.measurements import Finds, Measurements
 from vipe_dag.synthetic.scenes import BARREL
 
 
@@ -53,9 +53,9 @@ def test_features_are_matched_only_where_too_few_corners_can_be_followed(
 ) -> None:
     made: list[int] = []
 
-    def measurements(frames: FrameSequence, columns: int, matches: int) -> Measurements:
+    def measurements(frames: FrameSequence, columns: int, matches: int, finds: Finds) -> Measurements:
         made.append(matches)
-        return Measurements(frames, columns, matches)
+        return Measurements(frames, columns, matches, finds=finds)
 
     monkeypatch.setattr(intrinsics, "Measurements", measurements)
     settings = config().intrinsics.model_copy(update={"followed": followed})

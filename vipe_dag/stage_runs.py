@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -25,6 +25,9 @@ from vipe_dag.store import VideoStore
 from vipe_dag.store.writer import Generation
 from vipe_dag.verdicts import DepthTally
 from vipe_dag.video import Clip, SourceInfo, SourceRecord
+
+if TYPE_CHECKING:
+    from vipe_dag.stages.measurements import Finds
 
 Progress = Callable[[str, int, int | None], None]
 """progress(stage, done, total): steps done (mostly rows), of total, None when that is not known beforehand."""
@@ -121,13 +124,29 @@ def run_intrinsics(run: StageRun) -> Outcome:
     starts, given = len(run.config.intrinsics.starts), run.record.calibration
     informed = None if given is not None else with_metadata(run.config.intrinsics, run.input("frames"))
     config = informed or run.config.intrinsics
-    found = intrinsics.calibrate(frames, keyframes, config, given, progress=lambda start: run.tick(start + 1, starts))
+    found = intrinsics.calibrate(frames, keyframes, config, given, lambda start: run.tick(start + 1, starts), finds_of(run))
     if informed is not None:
         found = replace(found, source="metadata")
     _put(run, *result_arrays.intrinsics_arrays(found, run.input("frames")), candidate=len(found.candidate_focal))
     focal, std = float(found.params[0]), float(found.params_std[0])
     numbers = {"fx_px": focal, "fx_std_px": std, "fx_of_width": focal / frames.width}
     return Outcome({"candidates": len(found.candidate_focal)}, numbers, found.flags, verdicts.of_intrinsics(found))
+
+
+_latest: dict[tuple[str, str, str], Finds] = {}
+
+
+def finds_of(run: StageRun) -> Finds:
+    """What stages of this process found in the pictures of the same keyframes, if they were the last to look: kept for one video, as
+    `intrinsics` and `ba_poses` of a video mostly run one after the other."""
+    from vipe_dag.stages.measurements import Finds
+
+    keyframes = run.store.current(run.record.video_id, "keyframes")
+    key = (run.store.root, run.record.video_id, "" if keyframes is None else keyframes.fingerprint)
+    finds = _latest.get(key) or Finds()
+    _latest.clear()
+    _latest[key] = finds
+    return finds
 
 
 def with_metadata(config: IntrinsicsConfig, frames: xr.Dataset) -> IntrinsicsConfig | None:
@@ -153,9 +172,8 @@ def run_ba_poses(run: StageRun) -> Outcome:
     frames = run.store.frames(run.record.video_id)
     keyframes = result_arrays.keyframes_from(run.input("keyframes"))
     intrinsics = result_arrays.intrinsics_from(run.input("intrinsics"))
-    found = ba_poses.solve(
-        frames, keyframes, intrinsics, run.config.ba_poses, progress=lambda _phase, share: run.tick(round(100 * share), 100)
-    )
+    config, tell = run.config.ba_poses, lambda _phase, share: run.tick(round(100 * share), 100)
+    found = ba_poses.solve(frames, keyframes, intrinsics, config, tell, finds_of(run))
     grid = found.inverse_depth.shape
     arrays, attributes = result_arrays.ba_poses_arrays(found, run.input("frames"))
     _put(run, arrays, attributes, frame=len(frames), keyframe=grid[0], gy=grid[1], gx=grid[2], segment_id=len(found.parallax))

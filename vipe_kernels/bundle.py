@@ -572,8 +572,8 @@ def condense_compiled(chunk: Chunk, scale: float, wanted: bool = True, keep: boo
     parallel.spans(task, span, edges * points)
     Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, totals = sums
     over_sources, seen = (Hkk.sum(0), gk.sum(0)), (float(totals[:, 0].sum()), float(totals[:, 1].sum()))
-    eliminated = (matrix, vector) if wanted else (None, None)
-    return Condensed(Hjj, gj, Hjk, *over_sources, *eliminated, C, w, *seen, kept if len(kept) else None)
+    found = Condensed(Hjj, gj, Hjk, *over_sources, matrix, vector, C, w, *seen, kept if len(kept) else None)
+    return found if wanted else replace(found, matrix=None, vector=None)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from vipe_dag.stages.inbetween import FramePoses, pose_frames
 from vipe_dag.stages.intrinsics import OBSERVABLE_STD, params_std
 from vipe_dag.stages.mapper import Mapper, Segment
 from vipe_dag.stages.mapping import Camera, Evidence, Map, Part, noise
-from vipe_dag.stages.measurements import Measurements
+from vipe_dag.stages.measurements import Finds, Measurements
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic
 from vipe_kernels.parallel import give_back_memory, our_threads
@@ -121,15 +121,20 @@ def weigh_residuals(part: Part, unit: float, quality: Quality) -> None:
 
 @our_threads()
 def solve(
-    frames: FrameSequence, keyframes: Keyframes, intrinsics: Intrinsics, config: BaPosesConfig, progress: Progress | None = None
+    frames: FrameSequence,
+    keyframes: Keyframes,
+    intrinsics: Intrinsics,
+    config: BaPosesConfig,
+    progress: Progress | None = None,
+    finds: Finds | None = None,
 ) -> BaPoses:
-    """Cameras of all frames.
+    """Cameras of all frames. finds: what `intrinsics.calibrate` found in the same frames; emptied.
 
     Returns cam2world with the first keyframe of each segment at identity; the scale of a segment is arbitrary (median
     depth 1 of its points). Flags: those of the inputs and `no_parallax`, `lost_frames`, `focal_unobservable`, `focal_uncertain`.
     """
     tell = progress or (lambda _phase, _share: None)
-    measurements = Measurements(frames, config.grid_columns, config.matches)
+    measurements = Measurements(frames, config.grid_columns, config.matches, finds=finds)
     rows = [int(row) for row in keyframes.keyframe]
     measurements.add(rows, lambda: tell("features", len(measurements.keyframes) / len(rows)))
     scene = Map(measurements, intrinsics.camera_model, intrinsics.params)

@@ -17,9 +17,9 @@ from vipe_dag.calibration import Calibration
 from vipe_dag.config import IntrinsicsConfig
 from vipe_dag.results import Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
-from vipe_dag.stages.launch import launch
+from vipe_dag.stages.launch import launch, widest_pair
 from vipe_dag.stages.mapping import Camera, Evidence, Map, pixels_schedule, spread
-from vipe_dag.stages.measurements import Measurements
+from vipe_dag.stages.measurements import Finds, Measurements
 from vipe_kernels import parallel
 from vipe_kernels.bundle import SLOTS, Intrinsic
 from vipe_kernels.parallel import our_threads
@@ -100,11 +100,11 @@ def windows_of(measurements: Measurements, keyframes: Keyframes, config: Intrins
     return chosen
 
 
-def followed(frames: FrameSequence, keyframes: Keyframes, config: IntrinsicsConfig) -> float:
+def followed(frames: FrameSequence, keyframes: Keyframes, config: IntrinsicsConfig, finds: Finds) -> float:
     """Median share of corners that can be followed from a keyframe to the next of its shot, of a few; 0 where there is none."""
     shot = keyframes.segment[keyframes.keyframe]
     starts = spread(np.flatnonzero(shot[1:] == shot[:-1]), _TRIED)
-    measurements = Measurements(frames, config.grid_columns, 0)
+    measurements = Measurements(frames, config.grid_columns, 0, finds=finds)
     ends = np.unique([starts, starts + 1])
     position = dict(zip(ends.tolist(), measurements.add([int(keyframes.keyframe[k]) for k in ends]), strict=True))
     scene = Map(measurements, "pinhole", default_params(frames.width, frames.height, 1.0))
@@ -112,14 +112,14 @@ def followed(frames: FrameSequence, keyframes: Keyframes, config: IntrinsicsConf
     return float(np.median([edge.kept for edge in scene.edges.values()])) if scene.edges else 0.0
 
 
-def measure(frames: FrameSequence, keyframes: Keyframes, config: IntrinsicsConfig, params: Float) -> tuple[Map, list[Window]]:
+def measure(frames: FrameSequence, keyframes: Keyframes, config: IntrinsicsConfig, params: Float, finds: Finds) -> tuple[Map, list[Window]]:
     """A map without cameras but with the measurements of the windows with the most parallax, and these.
 
     Corners followed by flow are enough for a focal length where most can be followed; features, which cost half of the time, are looked
     for and matched only where fewer are, as where a camera drives: flow is wrong of what passes close by.
     """
-    enough = config.matches == 0 or followed(frames, keyframes, config) >= config.followed
-    scene = Map(Measurements(frames, config.grid_columns, 0 if enough else config.matches), "pinhole", params)
+    enough = config.matches == 0 or followed(frames, keyframes, config, finds) >= config.followed
+    scene = Map(Measurements(frames, config.grid_columns, 0 if enough else config.matches, finds=finds), "pinhole", params)
     chosen = windows_of(scene.m, keyframes, config, scene, config.windows)
     useful = [w for w in chosen if w.parallax > config.min_parallax] or chosen[:1]
     for window in useful:
@@ -135,9 +135,11 @@ def calibrate(
     config: IntrinsicsConfig,
     given: Calibration | None = None,
     progress: Callable[[int], None] | None = None,
+    finds: Finds | None = None,
 ) -> Intrinsics:
     """Estimate the camera, or take it as given.
 
+    finds: filled with what is found in the pictures, for `ba_poses.solve`.
     given: calibration at any resolution; scaled to the frames and returned with zero standard deviation. Otherwise a camera with the
     principal point in the middle, a pinhole unless the windows clearly show a lens (`choose_lens`). Flags `focal_unobservable` when the
     prior decided.
@@ -154,21 +156,22 @@ def calibrate(
     unseen = Intrinsics("pinhole", params, believed, "estimated", nothing, nothing, False, ("focal_unobservable",))
     if "static" in keyframes.flags:
         return unseen
-    scene, useful = measure(frames, keyframes, config, params)
+    scene, useful = measure(frames, keyframes, config, params, finds or Finds())
     if not useful:
         return unseen
     free = [k for window in useful for k in window.keyframes[1:]]
     fixed = [window.keyframes[0] for window in useful]
     schedule = pixels_schedule(config.scales, (6,) * len(config.scales), scene.m.unit)
+    pairs = [widest_pair(scene, window.keyframes) for window in useful]  # under any focal length, nearly
 
     def begin(start: float) -> tuple[float, Map]:
         trial = Map(scene.m, "pinhole", default_params(frames.width, frames.height, start * side))
         trial.edges = scene.edges
-        return launch(trial, useful[0].keyframes, config.scales, thorough=False, most=_FEW_POINTS), trial
+        return launch(trial, useful[0].keyframes, pairs[0], config.scales, thorough=False, most=_FEW_POINTS), trial
 
     def finish(trial: Map) -> float:
-        for window in useful[1:]:
-            launch(trial, window.keyframes, config.scales, thorough=False, most=_FEW_POINTS)
+        for window, pair in zip(useful[1:], pairs[1:], strict=True):
+            launch(trial, window.keyframes, pair, config.scales, thorough=False, most=_FEW_POINTS)
         return trial.adjust(free, fixed, schedule, (camera.focal,), most=_FEW_POINTS).cost
 
     # The window with the most parallax tells starts apart well enough to drop the worse half before all windows are adjusted together.

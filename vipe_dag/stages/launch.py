@@ -47,10 +47,36 @@ def widest_pair(scene: Map, window: Sequence[int]) -> tuple[int, int] | None:
     return best
 
 
-def from_pair(scene: Map, window: Sequence[int], most: int | None) -> bool:
-    """Two-view geometry of the widest pair (five-point algorithm, Nister 2004, in MAGSAC++), then resection of the
-    others. False: no such pair."""
-    pair = widest_pair(scene, window)
+def two_view(rays_a: Float, rays_b: Float, threshold: float) -> tuple[Float, Float, Float] | None:
+    """Motion between two cameras by the five-point algorithm (Nister 2004) in MAGSAC++, from rays (N, 3), z = 1: rotation (3, 3),
+    translation (3,) of unit length, and the inverse depth (N,) of each point in the first camera, which may be negative.
+
+    Of the four motions that an essential matrix stands for, the one that puts most points in front of both cameras. threshold: of the
+    distance to an epipolar line, in units of the focal length. None: no motion was found.
+    """
+    xa, xb = np.ascontiguousarray(rays_a[:, :2]), np.ascontiguousarray(rays_b[:, :2])
+    cv2.setRNGSeed(7)
+    try:
+        essential, _ = cv2.findEssentialMat(xa, xb, np.eye(3), cv2.USAC_MAGSAC, 0.999, threshold)
+    except cv2.error:  # raised instead of an answer where no sample gave a model (OpenCV 4.13)
+        return None
+    if essential is None or essential.shape != (3, 3):
+        return None
+    turn, other_turn, direction = cv2.decomposeEssentialMat(essential)
+    found, most = None, -1
+    for rotation in (turn, other_turn):
+        turned = rays_a @ rotation.T
+        for t in (direction.ravel(), -direction.ravel()):
+            normal = np.cross(rays_b, t)
+            depth = -(np.cross(rays_b, turned) * normal).sum(1) / np.maximum((normal * normal).sum(1), 1e-12)
+            in_front = int(((depth > 0) & (turned[:, 2] + t[2] * depth > 0)).sum())
+            if in_front > most:
+                found, most = (rotation, t, depth), in_front
+    return found
+
+
+def from_pair(scene: Map, window: Sequence[int], pair: tuple[int, int] | None, most: int | None) -> bool:
+    """Two-view geometry of the widest pair of a window, then resection of the others. False: no such pair, or no such geometry."""
     if pair is None:
         return False
     a, b = pair
@@ -59,19 +85,12 @@ def from_pair(scene: Map, window: Sequence[int], most: int | None) -> bool:
     index = edge.index[seen]
     target = tensor(edge.target[seen].astype(np.float64))
     rays_a, rays_b = scene.rays(a)[index], cameras.unproject(target, tensor(scene.params), scene.model).numpy()
-    cv2.setRNGSeed(7)
-    threshold = 1.0 * scene.m.unit / scene.params[0]
-    xa, xb = np.ascontiguousarray(rays_a[:, :2]), np.ascontiguousarray(rays_b[:, :2])
-    try:
-        essential, mask = cv2.findEssentialMat(xa, xb, np.eye(3), cv2.USAC_MAGSAC, 0.999, threshold)
-    except cv2.error:  # raised instead of an answer where no sample gave a model (OpenCV 4.13)
+    found = two_view(rays_a, rays_b, scene.m.unit / scene.params[0])
+    if found is None:
         return False
-    if essential is None or essential.shape != (3, 3):
-        return False
-    _, rotation, translation, _ = cv2.recoverPose(essential, xa, xb, np.eye(3), mask=mask.copy())
-    t = translation.ravel() * _PACE * max(1, abs(window.index(a) - window.index(b)))
-    normal = np.cross(rays_b, np.broadcast_to(t, rays_b.shape))
-    depth = -(np.cross(rays_b, rays_a @ rotation.T) * normal).sum(1) / np.maximum((normal * normal).sum(1), 1e-12)
+    rotation, direction, depth = found
+    pace = _PACE * max(1, abs(window.index(a) - window.index(b)))
+    t, depth = direction * pace, depth / pace
     good = (depth > 1e-3) & (depth < 1e3)
     if good.sum() < _ENOUGH // 2:
         return False
@@ -80,8 +99,7 @@ def from_pair(scene: Map, window: Sequence[int], most: int | None) -> bool:
     known[index[good]] = depth[good] / typical
     scene.place(a, np.eye(3), np.zeros(3), known)
     scene.place(b, rotation, t * typical, np.ones(len(scene.m.keyframes[b].uv)))
-    found = scene.extend(b, [a])
-    if found is None:
+    if scene.extend(b, [a]) is None:
         return False
     posed = [a, b]
     scene.adjust([b], [a], pixels_schedule((3.0, 1.5), (3, 3), scene.m.unit), most=most)
@@ -98,13 +116,20 @@ def _turning(scene: Map, window: Sequence[int], pace: float) -> bool:
     return True
 
 
-def launch(scene: Map, window: Sequence[int], scales: Sequence[float], thorough: bool, most: int | None = None) -> float:
+def launch(
+    scene: Map,
+    window: Sequence[int],
+    pair: tuple[int, int] | None,
+    scales: Sequence[float],
+    thorough: bool,
+    most: int | None = None,
+) -> float:
     """Place a window by the best hypothesis, in place, first keyframe at identity; returns its robust cost. Intrinsics stay as they are.
 
-    thorough: try the moving hypotheses even where two-view geometry gave an answer.
+    pair: the `widest_pair`. thorough: try the moving hypotheses even where two-view geometry gave an answer.
     """
     hypotheses: list[Callable[[], bool]] = [
-        partial(from_pair, scene, window, most),
+        partial(from_pair, scene, window, pair, most),
         *(partial(_turning, scene, window, pace) for pace in (0.0, _PACE, -_PACE)),
     ]
     best: dict[int, tuple[Float, Float, Float]] = {}

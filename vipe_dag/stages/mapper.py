@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vipe_dag.config import BaPosesConfig
 from vipe_dag.stages.intrinsics import measure_parallax
-from vipe_dag.stages.launch import launch, rotating
+from vipe_dag.stages.launch import launch, rotating, widest_pair
 from vipe_dag.stages.mapping import Camera, Map, intrinsic_std, pixels_schedule
 from vipe_dag.stages.revisits import far_pairs, likeness
 from vipe_kernels import bundle, parallel
@@ -156,7 +156,7 @@ class Mapper:
     def begin(self, start: tuple[int, ...]) -> tuple[int, ...]:
         """Place a window of keyframes; returns those that are tied to others: none, and none is placed, where no cameras explain
         most of what was measured."""
-        launch(self.scene, start, self.config.start_scales, thorough=True)
+        launch(self.scene, start, widest_pair(self.scene, start), self.config.start_scales, thorough=True)
         part = self.scene.part(start[1:], start[:1])
         weight, distance = part.problem.edges.weight.numpy(), bundle.residuals(part.problem, part.state).numpy()
         agrees = weight * (distance < 2.0 * self.unit)

@@ -20,6 +20,7 @@ from vipe_dag.stages.measurements import Cache, Edge, Measurements
 from vipe_kernels import bundle, cameras, clustered, parallel
 from vipe_kernels.bundle import Edges, Intrinsic, Problem, Report, Schedule, State
 from vipe_kernels.resection import Resection, resect
+from vipe_kernels.turning import align_rays
 
 Float = NDArray[np.float64]
 
@@ -30,22 +31,29 @@ _CELLS = 3
 """Parts of the longer side of a picture that a surface is taken to fill."""
 _CACHED_RAYS = 64
 """Keyframes whose rays are kept while the camera stays the same."""
+_TOGETHER = 256
+"""Edges that are put into tensors at a time."""
 _SAMPLE = 2_000_000
 """Measurements that are enough for a median."""
 
 
-def assemble(edges: Sequence[Edge], local: dict[int, int], points: Sequence[NDArray[np.intp]], width: int) -> Edges:
+def assemble(edges: Sequence[Edge], local: dict[int, int], points: Sequence[NDArray[np.intp]], width: int, count: int) -> Edges:
     """Edges between keyframes listed in `local` (keyframe -> position, ascending) as tensors with a column for each of the `points` of a
-    keyframe (ascending), `width` in all."""
+    keyframe (ascending), `width` in all; count: of all points that a keyframe has."""
     if not edges:
         return Edges(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), torch.empty(0, width, 2), torch.empty(0, width))
-    target, weight = np.zeros((len(edges), width, 2), np.float32), np.zeros((len(edges), width), np.float32)
+    column = np.full((len(points), count), -1, np.int32)
+    for known, index in zip(column, points, strict=True):
+        known[index] = np.arange(len(index))
     chosen = sorted(edges, key=lambda e: e.source)
-    for row, e in enumerate(chosen):
-        known = points[local[e.source]]
-        column = np.searchsorted(known, e.index)
-        kept = known[np.minimum(column, len(known) - 1)] == e.index
-        target[row, column[kept]], weight[row, column[kept]] = e.target[kept], e.weight[kept]
+    target, weight = np.zeros((len(chosen), width, 2), np.float32), np.zeros((len(chosen), width), np.float32)
+    for first in range(0, len(chosen), _TOGETHER):
+        some = chosen[first : first + _TOGETHER]
+        sizes = [len(e.index) for e in some]
+        place = column[np.repeat([local[e.source] for e in some], sizes), np.concatenate([e.index for e in some])]
+        kept = place >= 0
+        at = np.repeat(np.arange(first, first + len(some)), sizes)[kept], place[kept]
+        target[at], weight[at] = np.concatenate([e.target for e in some])[kept], np.concatenate([e.weight for e in some])[kept]
     ends = torch.tensor([(local[e.source], local[e.destination]) for e in chosen])
     return Edges(ends[:, 0].contiguous(), ends[:, 1].contiguous(), torch.from_numpy(target), torch.from_numpy(weight))
 
@@ -63,18 +71,6 @@ class Part:
     state: State
     keys: list[int]
     points: list[NDArray[np.intp]]
-
-
-def align_rays(a: Float, b: Float, weight: Float) -> Float:
-    """The rotation (3, 3) that takes unit rays a (N, 3) to b (N, 3): weighted Kabsch, reweighted for outliers (Geman-
-    McClure on the angle)."""
-    rotation = np.eye(3)
-    for scale in (0.5, 0.2, 0.1, 0.05, 0.03, 0.02, 0.02, 0.02):
-        error = np.square(b - a @ rotation.T).sum(1)
-        w = weight * np.square(scale**2 / (scale**2 + error))
-        u, _, vt = np.linalg.svd((b * w[:, None]).T @ a)
-        rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u) * np.linalg.det(vt)]) @ vt
-    return rotation
 
 
 class Map:
@@ -109,8 +105,7 @@ class Map:
         if guess is None:
             ends = [list(through).index(k) for k in (source, destination)] if source in through and destination in through else None
             step = 0 if ends is None else (1 if ends[1] > ends[0] else -1)
-            path = [source, destination] if ends is None else [through[i] for i in range(ends[0], ends[1] + step, step)]
-            guess = self.m.chain(path)
+            return self.m.along([source, destination] if ends is None else [through[i] for i in range(ends[0], ends[1] + step, step)])
         return self.m.edge(source, destination, guess)
 
     def predict(self, source: int, destination: int) -> NDArray[np.float32] | None:
@@ -280,9 +275,8 @@ class Map:
         uv = np.stack([self.m.keyframes[k].uv[index] for k, index in zip(keys, padded, strict=True)]).astype(np.float64)
         is_free = torch.tensor([k in set(free) for k in keys])
         depth_free = torch.full((len(keys),), not rotation_only)
-        problem = Problem(
-            self.model, torch.from_numpy(uv), assemble(edges, local, points, width), is_free, depth_free, intrinsics, rotation_only
-        )
+        measured = assemble(edges, local, points, width, seen.shape[1])
+        problem = Problem(self.model, torch.from_numpy(uv), measured, is_free, depth_free, intrinsics, rotation_only)
         return Part(problem, state, keys, points)
 
     def adjust(

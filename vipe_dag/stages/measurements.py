@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TypeVar
 
@@ -111,11 +111,27 @@ class Edge:
         return cls(source, destination, index, target[index], weight[index], kept)
 
 
-class Measurements:
-    """Keyframes and the edges between them. `grid_columns` corners along the long side; `match_count` SIFT keypoints a keyframe."""
+class Finds:
+    """What was found in the pictures of one video, by rows and by the settings it was found with, so that the stages of one run do not
+    look for it twice. It changes no result."""
 
-    def __init__(self, frames: FrameSequence, grid_columns: int, match_count: int, cache: int = 16) -> None:
+    def __init__(self) -> None:
+        self.items: dict[tuple[object, ...], object] = {}
+
+    def get(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """Threads may share it; two that miss the same key both compute it."""
+        if key not in self.items:
+            self.items[key] = make()
+        return self.items[key]  # type: ignore[return-value]
+
+
+class Measurements:
+    """Keyframes and the edges between them. `grid_columns` corners along the long side; `match_count` SIFT keypoints a keyframe; finds: of
+    stages before, to go on from."""
+
+    def __init__(self, frames: FrameSequence, grid_columns: int, match_count: int, cache: int = 16, finds: Finds | None = None) -> None:
         self.frames = frames
+        self.finds = Finds() if finds is None else finds
         self.grid_columns = grid_columns
         self.match_count = match_count
         self.unit = tracking.pixel_unit(frames.width, frames.height)
@@ -126,7 +142,6 @@ class Measurements:
         self._tracker = Cache(cache)
         self._flow = Cache(2 * cache)
         self._checks = Cache(2 * cache)
-        self._matches: dict[tuple[int, int], NDArray[np.int16]] = {}
 
     def add(self, rows: Sequence[int], progress: Callable[[], None] | None = None) -> list[int]:
         """Make rows keyframes; returns their indices."""
@@ -142,15 +157,15 @@ class Measurements:
     def let_go(self) -> None:
         """Give up features, half of what a keyframe holds, and pictures: from here on no pair is matched, and rows are read anew."""
         self.features.clear()
-        self._matches.clear()
+        self.finds.items.clear()
         for cache in (self._luma, self._tracker, self._flow, self._checks):
             cache.items.clear()
 
     def _points(self, row: int) -> tuple[KeyframePoints, Features]:
-        image = self.luma(row)
-        uv, sigma = tracking.grid_corners(image, self.grid_columns)
+        corners = self.finds.get(("corners", row, self.grid_columns), lambda: tracking.grid_corners(self.luma(row), self.grid_columns))
+        features = self.finds.get(("features", row, self.match_count), lambda: tracking.detect(self.luma(row), self.match_count))
+        uv, sigma = corners
         self.grid_shape = (uv.shape[0], uv.shape[1])
-        features = tracking.detect(image, self.match_count)
         padding = np.zeros((self.match_count - len(features.uv), 2), np.float32)
         points = np.concatenate([uv.reshape(-1, 2), features.uv, padding])
         spread = np.concatenate([sigma.ravel(), np.full(self.match_count, 0.5 * self.unit, np.float32)])
@@ -218,6 +233,15 @@ class Measurements:
         sigma = points.sigma[chosen] / (0.3 * self.unit)
         return found, np.where(error < 2 * _FLOW_SIGMA * self.unit, trust / (1.0 + sigma * sigma), 0.0).astype(np.float32)
 
+    def along(self, path: Sequence[int]) -> Edge:
+        """The edge from the first keyframe of a path to the last, with corners followed from one to the next."""
+        source, destination = path[0], path[-1]
+        rows = tuple(self.keyframes[k].row for k in path)
+        found = self.finds.get(
+            ("edge", self.grid_columns, self.match_count, *rows), lambda: self.edge(source, destination, self.chain(path))
+        )
+        return replace(found, source=source, destination=destination)
+
     def edge(self, source: int, destination: int, guess: Array) -> Edge:
         """Measure one edge: grid corners by flow from a guess (G, 2), SIFT keypoints by matching."""
         a, b = self.keyframes[source], self.keyframes[destination]
@@ -248,10 +272,8 @@ class Measurements:
         """Geometrically verified SIFT matches between two keyframes: (M, 2) indices, empty when fewer than `at_least` agree."""
         if source > destination:
             return self.matches(destination, source, at_least)[:, ::-1]
-        key = (source, destination)
-        if key not in self._matches:
-            self._matches[key] = self._match(source, destination, at_least)
-        return self._matches[key]
+        key = ("matches", self.match_count, at_least, self.keyframes[source].row, self.keyframes[destination].row)
+        return self.finds.get(key, lambda: self._match(source, destination, at_least))
 
     def _match(self, source: int, destination: int, at_least: int) -> NDArray[np.int16]:
         a, b = self.features[source], self.features[destination]

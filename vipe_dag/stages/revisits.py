@@ -19,6 +19,8 @@ more of the same add little to what is known, but each ties two cameras that a s
 grows with the square of their number."""
 _SAMPLES = 48
 _WORDS = 64
+_TAUGHT = 64 * _WORDS
+"""Features that a vocabulary is learned from."""
 
 
 def overlap(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
@@ -53,7 +55,7 @@ def likeness(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
         return np.zeros((len(keyframes), len(keyframes)), np.float32)
     cv2.setRNGSeed(7)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 10, 1e-3)
-    sample = np.concatenate([f.every(max(1, total // 10_000)).descriptor for f in features])
+    sample = np.concatenate([f.every(max(1, total // _TAUGHT)).descriptor for f in features])
     _, _, words = cv2.kmeans(sample, _WORDS, np.empty(0, np.int32), criteria, 1, cv2.KMEANS_PP_CENTERS)
     histogram = np.zeros((len(keyframes), _WORDS), np.float32)
     for row, seen in enumerate(features):
