@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import posixpath
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -25,6 +28,8 @@ PICTURE_FOLDERS = ("rgb", "images")
 _GENERIC_NAMES = {"rgb", "images", "image", "imgs", "frames", "color", "colour", "data"}
 _MAX_FILE_BYTES = 1 << 30
 _MAX_NAME = 1000
+_READERS = 4
+"""Most pictures that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +113,24 @@ class ImageFolder:
         self.probe()
         if self._listing.nominal:
             stream.note("nominal_times")
-        selection = Selection(clip, limits, str(self._place))
-        for index, time in enumerate(self._listing.times):
-            stream.check_time(self._place)
-            if selection.over(time):
-                break
-            if selection.takes(time):
-                # the header of every picture is checked, also where its pixels are not wanted
-                yield SourceFrame(index, time, self._picture(index, size, limits.max_pixels, pixels))
+        selection, threads = Selection(clip, limits, str(self._place)), min(_READERS, os.cpu_count() or 1)
+        waiting: deque[tuple[int, float, Future[NDArray[np.uint8]]]] = deque()
+        with ThreadPoolExecutor(threads, thread_name_prefix="picture") as reading:
+            try:
+                for index, time in enumerate(self._listing.times):
+                    stream.check_time(self._place)
+                    if selection.over(time):
+                        break
+                    if selection.takes(time):
+                        # the header of every picture is checked, also where its pixels are not wanted
+                        waiting.append((index, time, reading.submit(self._picture, index, size, limits.max_pixels, pixels)))
+                    if len(waiting) > threads:
+                        yield _read(*waiting.popleft())
+                while waiting:
+                    stream.check_time(self._place)
+                    yield _read(*waiting.popleft())
+            finally:
+                reading.shutdown(cancel_futures=True)
         selection.close(len(self._listing.files))
 
     def reader(self, size: tuple[int, int] | None = None, limits: Limits | None = None) -> ImageReader:
@@ -161,6 +176,10 @@ class ImageFolder:
         if not 0 <= index < len(self._listing.files):
             raise SourceError(f"{self._place}: has no frame {index}; the folder changed since it was read, run it again")
         return SourceFrame(index, self._listing.times[index], self._picture(index, size, limits.max_pixels))
+
+
+def _read(index: int, time: float, picture: Future[NDArray[np.uint8]]) -> SourceFrame:
+    return SourceFrame(index, time, picture.result())
 
 
 @dataclass(frozen=True)
