@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,6 +54,14 @@ class TestPictureFolder:
         assert corners_of(frame.rgb) == ["blue", "red", "white", "green"]
         info = source.probe()
         assert (info.width, info.height, info.rotation) == (48, 64, 90)
+
+    @pytest.mark.parametrize("kept", [{}, {"transparency": (255, 0, 0)}, {"gamma": 2.2}, {"icc_profile": b"none"}])
+    def test_reads_a_png_as_pillow_does(self, tmp_path: Path, kept: dict[str, Any]) -> None:
+        from PIL import Image
+
+        for name in ("a.png", "b.png"):
+            Image.fromarray(card(0)).save(tmp_path / name, **kept)
+        assert np.array_equal(next(open_source(str(tmp_path)).iterate()).rgb, card(0))
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("kind", ["jpg", "tif"])

@@ -185,7 +185,7 @@ class Report:
 @dataclass(frozen=True)
 class _System:
     """Normal equations after elimination at one state and robust scale. C, w (K, P): of the inverse depths; kept: of each chunk E C^-1/2
-    (S, width + 1, P), or None where it was not kept."""
+    (S, width, P), or None where it was not kept."""
 
     reduced: Reduced
     cost: float
@@ -215,7 +215,7 @@ class _Plan:
         slot[free] = torch.arange(len(free), device=device)
         pattern = Pattern.of(len(free), [_slots(stretch, slot, len(free)) for stretch in stretches])
         n, points = len(problem.intrinsics), problem.uv.shape[1]
-        size = 8 * points * sum(slots.shape[0] * (6 * slots.shape[1] + n + 1) for slots in pattern.slots)
+        size = 8 * points * sum(slots.shape[0] * (6 * slots.shape[1] + n) for slots in pattern.slots)
         return cls(stretches, pattern, free, backend_for(problem.uv) == "compiled" and size <= _KEPT_BYTES)
 
     def over(self, problem: Problem, state: State) -> Iterator[Chunk]:
@@ -440,7 +440,7 @@ class Chunk:
 class Condensed:
     """What the measurements of one chunk say once its depths are eliminated: of `Sums` all but E, with the prior of the depths in C; and
     E C^-1 E^T, matrix (S, width, width), and E C^-1 w, vector (S, width), both None where nothing but depths is free; and E C^-1/2, kept
-    (S, width + 1, P), the last row of no meaning, None where it was not asked for."""
+    (S, width, P), None where it was not asked for."""
 
     Hjj: Tensor
     gj: Tensor
@@ -562,7 +562,7 @@ def condense_compiled(chunk: Chunk, scale: float, wanted: bool = True, keep: boo
     common, problem = _compiled_arguments(chunk), chunk.problem
     shapes = ((edges, 6, 6), (edges, 6), (edges, 6, n), (span, n, n), (span, n), (span, width, width), (span, width), (span, points))
     sums = tuple(torch.zeros(shape, dtype=torch.float64) for shape in (*shapes, (span, points), (span, 2)))
-    kept = torch.empty(span if wanted and keep else 0, width + 1, points, dtype=torch.float64)
+    kept = torch.empty(span if wanted and keep else 0, width, points, dtype=torch.float64)
     arrays = tuple(x.numpy() for x in (kept, *sums))
 
     def task(a: int, b: int) -> None:

@@ -116,43 +116,47 @@ def rays(first, last, uv, params, model, codes, out, slope):
 
 
 @inside_for_pixels
-def _products(a, b, c, d, count):
-    """Inner products of a and b with c and d."""
-    ac, ad, bc, bd = 0.0, 0.0, 0.0, 0.0
+def _four_by_four(a, b, i, j, count, out):
+    """out[i:i+4, j:j+4] = inner products of four rows a with four rows b: enough for each number read to be used four times."""
+    a0, a1, a2, a3, b0, b1, b2, b3 = a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]
+    c00, c01, c02, c03, c10, c11, c12, c13 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    c20, c21, c22, c23, c30, c31, c32, c33 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for k in range(np.uint64(count)):
-        ac += a[k] * c[k]
-        ad += a[k] * d[k]
-        bc += b[k] * c[k]
-        bd += b[k] * d[k]
-    return ac, ad, bc, bd
+        w, x, y, z = a0[k], a1[k], a2[k], a3[k]
+        u = b0[k]
+        c00, c10, c20, c30 = c00 + w * u, c10 + x * u, c20 + y * u, c30 + z * u
+        u = b1[k]
+        c01, c11, c21, c31 = c01 + w * u, c11 + x * u, c21 + y * u, c31 + z * u
+        u = b2[k]
+        c02, c12, c22, c32 = c02 + w * u, c12 + x * u, c22 + y * u, c32 + z * u
+        u = b3[k]
+        c03, c13, c23, c33 = c03 + w * u, c13 + x * u, c23 + y * u, c33 + z * u
+    out[i, j], out[i, j + 1], out[i, j + 2], out[i, j + 3] = c00, c01, c02, c03
+    out[i + 1, j], out[i + 1, j + 1], out[i + 1, j + 2], out[i + 1, j + 3] = c10, c11, c12, c13
+    out[i + 2, j], out[i + 2, j + 1], out[i + 2, j + 2], out[i + 2, j + 3] = c20, c21, c22, c23
+    out[i + 3, j], out[i + 3, j + 1], out[i + 3, j + 2], out[i + 3, j + 3] = c30, c31, c32, c33
 
 
 @inside_for_pixels
-def _schur(E, used, rows, limit, C, w, matrix, vector):
-    """matrix = E C^-1 E^T and vector = E C^-1 w of one source, for `rows` of E, an even number, that `used` names; from `limit` on they are
-    padding. E (W + 1, P) becomes E C^-1/2, w C^-1/2 w."""
+def _schur(E, used, rows, C, w, products, matrix, vector):
+    """matrix = E C^-1 E^T and vector = E C^-1 w of one source, for those `rows` of E (W, P) that `used` names, and up to three more that
+    it names to fill the last four. E becomes E C^-1/2, w C^-1/2 w; products (rows + 3, rows + 3): to work in."""
     points = len(C)
     for p in range(np.uint64(points)):
         w[p] *= C[p]
     for i in range(rows):
-        row = E[used[i]]
+        row, total = E[used[i]], 0.0
         for p in range(np.uint64(points)):
             row[p] *= C[p]
-    for i in range(0, rows, 2):
-        a, b = used[i], used[i + 1]
-        for j in range(0, i + 1, 2):
-            c, d = used[j], used[j + 1]
-            ac, ad, bc, bd = _products(E[a], E[b], E[c], E[d], points)
-            matrix[a, c], matrix[c, a] = ac, ac
-            if d < limit:
-                matrix[a, d], matrix[d, a] = ad, ad
-            if b < limit:
-                matrix[b, c], matrix[c, b] = bc, bc
-                if d < limit:
-                    matrix[b, d], matrix[d, b] = bd, bd
-        vector[a], _, along, _ = _products(E[a], E[b], w, w, points)
-        if b < limit:
-            vector[b] = along
+            total += row[p] * w[p]
+        vector[used[i]] = total
+    for i in range(0, rows, 4):
+        a = (E[used[i]], E[used[i + 1]], E[used[i + 2]], E[used[i + 3]])
+        for j in range(0, i + 1, 4):
+            _four_by_four(a, (E[used[j]], E[used[j + 1]], E[used[j + 2]], E[used[j + 3]]), i, j, points, products)
+    for i in range(rows):
+        for j in range(i + 1):
+            matrix[used[i], used[j]] = matrix[used[j], used[i]] = products[i, j]
 
 
 @inside_for_pixels
@@ -195,13 +199,14 @@ def condense(
     starts (S + 1,): edges of each source. R (E, 3, 3), t (E, 3) relative cameras. rays (S, P, 3), depth (S, P), depth_free (S,). codes
     (n,), ray_slope (S, P, 2, n): free intrinsics and how they move the rays. prior: precision of relative changes of depth. wanted: are
     matrix and vector. Fills, all zero before: Hjj (E, 6, 6), gj (E, 6), Hjk (E, 6, n), Hkk (S, n, n), gk (S, n), matrix (S, W, W), vector
-    (S, W), C, w (S, P), totals (S, 2) = cost, mass; and kept (S, W + 1, P) = E C^-1/2 if it is wanted, else that has no elements.
+    (S, W), C, w (S, P), totals (S, 2) = cost, mass; and kept (S, W, P) = E C^-1/2 if it is wanted, else that has no elements.
     """
     n, points, rows = len(codes), depth.shape[1], vector.shape[1]
     fx, fy = params[0], params[1]
     work, index, gram = np.zeros(blocks.rows(n)), np.zeros(BLOCK, np.int64), np.zeros((8 + n, 8 + n))
     F, own = np.zeros((8 + n, BLOCK)), np.zeros((6, BLOCK))
-    scratch, used, root, rest = np.zeros((rows + 1, points)), np.zeros(rows + 1, np.int64), np.zeros(points), np.zeros(points)
+    scratch, root, rest = np.zeros((rows, points)), np.zeros(points), np.zeros(points)
+    used, squares = np.zeros(rows + 3, np.int64), np.zeros((rows + 3, rows + 3))
     for s in range(first, last):
         moves = 1.0 if depth_free[s] else 0.0
         mine = 6 * (1 + starts[s + 1] - starts[s])
@@ -251,11 +256,9 @@ def condense(
         if wanted:
             for p in range(points):
                 root[p], rest[p] = 1.0 / math.sqrt(max(C[s, p], LEAST_CURVATURE)), w[s, p]
-            for i in range(mine):
-                used[i] = i
-            for m in range(n + 1):
-                used[mine + m] = rows - n + m
-            _schur(E, used, (mine + n + 1) // 2 * 2, rows, root, rest, matrix[s], vector[s])
+            for i in range(mine + n):
+                used[i] = i if i < mine else rows - n + i - mine
+            _schur(E, used, mine + n, root, rest, squares, matrix[s], vector[s])
 
 
 @compiled_for_pixels
@@ -309,8 +312,7 @@ def back_substitute(
 def substitute(first, last, start, starts, destination, kept, C, moves, shared, out):
     """E^T dx of source keyframes [first, last) of a chunk that begins with keyframe `start`, from what `condense` kept: out (S, P), zero
     before. destination (E,); moves (K, 6): of all cameras; shared (n,): of the free intrinsics."""
-    points, n = out.shape[1], len(shared)
-    rows = kept.shape[1] - 1
+    points, n, rows = out.shape[1], len(shared), kept.shape[1]
     for s in range(first, last):
         for i in range(6 * (1 + starts[s + 1] - starts[s]) + n):
             edge, axis = starts[s] + i // 6 - 1, i % 6

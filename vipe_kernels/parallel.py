@@ -42,7 +42,6 @@ def _workers() -> ThreadPoolExecutor:
     global _pool
     with _lock:
         if _pool is None:
-            _keep_memory()
             # how many threads a call of torch uses is a matter of each thread that calls, and changes the last bits of a product
             _pool = ThreadPoolExecutor(_MOST, thread_name_prefix="vipe-kernels", initializer=torch.set_num_threads, initargs=(1,))
         return _pool
@@ -101,6 +100,7 @@ def single_threaded_opencv() -> Iterator[None]:
 def our_threads() -> Iterator[None]:
     """OpenCV and torch use one thread a call inside; `each` and `spans` of this thread divide work over as many as torch used before. What
     was allocated inside and is free again goes back to the system at the end."""
+    _keep_memory()
     before, here = torch.get_num_threads(), getattr(_here, "threads", None)
     _here.threads = here or before
     torch.set_num_threads(1)
