@@ -276,7 +276,8 @@ class Mapper:
         free = {x for x in keyframes[max(0, at - config.window + 1) : at + config.window] if x != anchor}
         touching = {a if b in free else b for a, b in self.scene.edges if (a in free) != (b in free)}
         fixed = [x for x in touching if x in self.scene.rotation]
-        self.scene.adjust(sorted(free), fixed, pixels_schedule(config.local_scales, (2,) * len(config.local_scales), self.unit), most=_FEW_POINTS)
+        schedule = pixels_schedule(config.local_scales, (2,) * len(config.local_scales), self.unit)
+        self.scene.adjust(sorted(free), fixed, schedule, most=_FEW_POINTS)
 
     def everything(
         self, keyframes: Sequence[int], scales: tuple[float, ...], steps: int, intrinsics: tuple[Intrinsic, ...], most: int | None = None
