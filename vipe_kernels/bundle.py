@@ -755,7 +755,7 @@ def _inner(J: Tensor, e: Tensor) -> Tensor:
 def _step(problem: Problem, state: State, system: _System, damping: float, plan: _Plan) -> State:
     """One damped Gauss-Newton step."""
     free = plan.free
-    delta = system.reduced.solve((damping + 1e-9) * system.reduced.diagonal().clamp_min(0) + 1e-12)
+    delta = system.reduced.solve(damping)
     pose, shared = delta[: 6 * len(free)].view(-1, 6), delta[6 * len(free) :]
     moves = torch.zeros(len(problem.uv), 6, dtype=delta.dtype, device=delta.device)
     moves[free] = pose

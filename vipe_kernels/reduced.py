@@ -4,25 +4,25 @@
     [ B^T K ] [ intrinsics ] = [ h ]
 
 Two cameras share a block of P only where some keyframe's points were measured in both, so P has a bounded number of blocks per camera
-however long the video is. Few cameras are solved densely, on whatever device they are; many by sparse factorisation (SuperLU with minimum
-degree ordering), on the CPU.
+however long the video is. It is factorised in blocks on the CPU (`block_cholesky`); few cameras on a GPU are solved densely there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
+from vipe_kernels.backend import backend_for
+from vipe_kernels.block_cholesky import Elimination
+
 DENSE_CAMERAS = 120
-"""Up to here a dense factorisation is as fast as a sparse one."""
+"""Up to so many are solved on the GPU where they are."""
 _COLUMNS = 64
 """Right-hand sides solved together for a covariance."""
 
@@ -43,19 +43,30 @@ class Pattern:
 
     @classmethod
     def of(cls, cameras: int, slots: list[Tensor]) -> Pattern:
-        """The pattern in which all free cameras that one source touches share blocks."""
+        """The pattern in which all free cameras that one source touches share blocks, and each has one of its own."""
         keys = []
         for slot in slots:
             a, b = slot.unsqueeze(2), slot.unsqueeze(1)
             keys.append(torch.where((a < cameras) & (b < cameras), a * cameras + b, cameras * cameras))
         none = torch.tensor([cameras * cameras], device=slots[0].device if slots else None)
-        known, inverse = torch.unique(torch.cat([*[key.ravel() for key in keys], none]), return_inverse=True)
+        own = torch.arange(cameras, device=none.device) * (cameras + 1)
+        known, inverse = torch.unique(torch.cat([*[key.ravel() for key in keys], own, none]), return_inverse=True)
         blocks = known[:-1]
         tables, start = [], 0
         for key in keys:
             tables.append(inverse[start : start + key.numel()].view(key.shape))
             start += key.numel()
         return cls(cameras, blocks // max(cameras, 1), blocks % max(cameras, 1), slots, tables)
+
+    @cached_property
+    def elimination(self) -> Elimination:
+        """How the cameras are eliminated."""
+        return Elimination.of(self.cameras, self.rows.cpu().numpy(), self.columns.cpu().numpy())
+
+    @cached_property
+    def own(self) -> Tensor:
+        """(N,) the block of each camera with itself."""
+        return torch.nonzero(self.rows == self.columns).ravel()
 
 
 @dataclass(frozen=True)
@@ -104,10 +115,7 @@ class Reduced:
 
     def diagonal(self) -> Tensor:
         """(6 N + n,)."""
-        own = self.pattern.rows == self.pattern.columns
-        poses = self.poses.new_zeros(self.pattern.cameras, 6)
-        poses[self.pattern.rows[own]] = self.blocks[:-1][own].diagonal(dim1=1, dim2=2)
-        return torch.cat([poses.ravel(), self.corner.diagonal()])
+        return torch.cat([self.blocks[self.pattern.own].diagonal(dim1=1, dim2=2).ravel(), self.corner.diagonal()])
 
     def barely(self) -> Tensor:
         """(6 N + n,) to add where nothing is to be damped and an inverse is wanted."""
@@ -122,47 +130,43 @@ class Reduced:
         top = torch.cat([poses.transpose(1, 2).reshape(6 * cameras, 6 * cameras), border], 1)
         return torch.cat([top, torch.cat([border.T, self.corner], 1)])
 
-    def solve(self, added: Tensor) -> Tensor:
-        """(matrix + diag(added))^-1 gradient, (6 N + n,). added (6 N + n,) > 0: damping; more is added where rounding left no inverse."""
-        if self.pattern.cameras > DENSE_CAMERAS:
-            return self._solve_sparse(added.cpu().numpy()).to(self.poses)
-        damped = self.dense() + torch.diag(added)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        if int(info) != 0:
-            factor = torch.linalg.cholesky(damped + torch.diag(1e-3 * self.diagonal().abs().mean() + 1e6 * added))
-        return torch.cholesky_solve(self.gradient().unsqueeze(-1), factor).squeeze(-1)
+    def solve(self, damping: float) -> Tensor:
+        """(matrix + damping diag(matrix))^-1 gradient, (6 N + n,); more is added where rounding left no inverse. Raises LinAlgError where
+        that does not help."""
+        added = (damping + 1e-9) * self.diagonal().clamp_min(0) + 1e-12
+        try:
+            return self._solve(added)
+        except np.linalg.LinAlgError:
+            return self._solve(1e-3 * self.diagonal().abs().mean() + 1e6 * added)
+
+    def _solve(self, added: Tensor) -> Tensor:
+        """(matrix + diag(added))^-1 gradient. Raises LinAlgError: not positive definite."""
+        if self.pattern.cameras <= DENSE_CAMERAS and backend_for(self.blocks) != "compiled":
+            factor, info = torch.linalg.cholesky_ex(self.dense() + torch.diag(added))
+            if int(info) != 0:
+                raise np.linalg.LinAlgError
+            return torch.cholesky_solve(self.gradient().unsqueeze(-1), factor).squeeze(-1)
+        count, extra = 6 * self.pattern.cameras, added.cpu().numpy()
+        border = self._border()
+        solved = self._cameras(extra[:count])(np.column_stack([border, self.poses[:-1].reshape(-1, 1).cpu().numpy()]))
+        by_shared, alone = solved[:, :-1], solved[:, -1]
+        corner = self.corner.cpu().numpy() + np.diag(extra[count:]) - border.T @ by_shared
+        shared = np.linalg.solve(corner, self.shared.cpu().numpy() - border.T @ alone)
+        return torch.from_numpy(np.concatenate([alone - by_shared @ shared, shared])).to(self.poses)
 
     def intrinsic_covariance(self, added: Tensor) -> Tensor:
-        """Of the intrinsics (n, n), cameras eliminated. added (6 N + n,): as of `solve`."""
+        """Of the intrinsics (n, n), cameras eliminated. added (6 N + n,): to the diagonal."""
         border = self.border[:-1].reshape(-1, self.n)
         return torch.linalg.inv(self.corner + torch.diag(added[6 * self.pattern.cameras :]) - border.T @ self.cameras_by_intrinsics(added))
 
     def cameras_by_intrinsics(self, added: Tensor) -> Tensor:
-        """P^-1 B (6 N, n): minus how the cameras move with the intrinsics. added (6 N + n,): as of `solve`."""
+        """P^-1 B (6 N, n): minus how the cameras move with the intrinsics. added (6 N + n,): to the diagonal."""
         solve = self._cameras(added[: 6 * self.pattern.cameras].cpu().numpy())
         return torch.from_numpy(solve(self._border())).to(self.border)
 
-    def _solve_sparse(self, added: NDArray[np.float64]) -> Tensor:
-        """Eliminates the cameras by a sparse factorisation, then the intrinsics."""
-        count = 6 * self.pattern.cameras
-        border = self._border()
-        solved = self._cameras(added[:count])(np.column_stack([border, self.poses[:-1].ravel().cpu().numpy()]))
-        corner = self.corner.cpu().numpy() + np.diag(added[count:]) - border.T @ solved[:, :-1]
-        shared = np.linalg.solve(corner, self.shared.cpu().numpy() - border.T @ solved[:, -1])
-        return torch.from_numpy(np.concatenate([solved[:, -1] - solved[:, :-1] @ shared, shared]))
-
-    def _sparse(self, added: NDArray[np.float64]) -> Any:
-        """P + diag(added) as a sparse array in rows."""
-        count = self.pattern.cameras
-        start = np.searchsorted(self.pattern.rows.cpu().numpy(), np.arange(count + 1))
-        blocks = (self.blocks[:-1].cpu().numpy(), self.pattern.columns.cpu().numpy(), start)
-        matrix = sparse.bsr_array(blocks, shape=(6 * count, 6 * count)).tocsr()
-        matrix.setdiag(matrix.diagonal() + added)
-        return matrix
-
     def covariance(self, gauge: Tensor, added: Tensor, along: Tensor) -> Covariance:
         """Of the unknowns, as the inverse of matrix + diag(added) says, with the coordinate held that moves most along gauge (6 N,), unless
-        that is 0: a multiplier for the gauge itself would need pivots, which fill the factors. added (6 N + n,): as of `solve`; along
+        that is 0: a multiplier for the gauge itself would need pivots, which fill the factors. added (6 N + n,): to the diagonal; along
         (6 N, m)."""
         count = 6 * self.pattern.cameras
         border, moved = self._border(), along.cpu().numpy()
@@ -191,14 +195,12 @@ class Reduced:
         return found
 
     def _cameras(self, added: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-        """What solves P + diag(added) for right-hand sides (6 N, m). Raises LinAlgError or RuntimeError where it has no inverse."""
-        if self.pattern.cameras > DENSE_CAMERAS:
-            solve: Callable[[NDArray[np.float64]], NDArray[np.float64]] = _factor(self._sparse(added)).solve
-            return solve
-        count = 6 * self.pattern.cameras
-        # by torch, whose threads `parallel` divides: those of scipy wait for each other, on a busy machine for a hundred times as long
-        factor = torch.linalg.lu_factor(self.dense()[:count, :count].cpu() + torch.diag(torch.from_numpy(added)))
-        return lambda right: torch.linalg.lu_solve(*factor, torch.from_numpy(np.ascontiguousarray(right))).numpy()
+        """What solves P + diag(added) for right-hand sides (6 N, m). Raises LinAlgError: not positive definite."""
+        elimination = self.pattern.elimination
+        panels = elimination.factor(self.blocks.cpu().numpy(), added)
+        if panels is None:
+            raise np.linalg.LinAlgError("the cameras are not determined")
+        return lambda right: elimination.solve(panels, right)
 
 
 def _add_at(out: Tensor, index: Tensor, rows: Tensor) -> None:
@@ -207,9 +209,3 @@ def _add_at(out: Tensor, index: Tensor, rows: Tensor) -> None:
         out.index_put_((index,), rows, accumulate=True)
     else:
         out.index_add_(0, index, rows)
-
-
-def _factor(matrix: Any) -> Any:
-    """LU of a symmetric positive definite sparse matrix in rows, which keeps to its diagonal. Its rows serve as columns, without a copy."""
-    columns = sparse.csc_array((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
-    return splu(columns, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})

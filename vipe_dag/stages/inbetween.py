@@ -19,6 +19,8 @@ from vipe_kernels.resection import Resections, resect_batch
 Float = NDArray[np.float64]
 
 _BATCH = 16
+_TOGETHER = 64
+"""Stretches between keyframes whose frames are posed before the next progress is told; threads divide them."""
 _LEVELS = 2
 _POINTS = 192
 """Of each keyframe that a frame is posed from: six unknowns need no more, and errors of neighbours are alike."""
@@ -100,17 +102,15 @@ def _resect(
     targets = np.zeros((len(rows), len(points), 2))
     weights = np.zeros((len(rows), len(points)))
 
-    def measure(i: int) -> None:
+    for i, row in enumerate(rows):
         for side, (k, index) in enumerate(zip(keyframes, chosen, strict=True)):
             part = slice(bounds[side], bounds[side + 1])
             if dense:
-                guess = m.carry(m.keyframes[k].uv[index], m.keyframes[k].row, rows[i])
+                guess = m.carry(m.keyframes[k].uv[index], m.keyframes[k].row, row)
             else:
                 guess = scene.predict_pose(k, rotation[i], translation[i], index).astype(np.float32)
-            targets[i, part], weight = m.follow(k, rows[i], guess, level=_LEVELS, which=index)
+            targets[i, part], weight = m.follow(k, row, guess, level=_LEVELS, which=index)
             weights[i, part] = weight * trust[k][index]
-
-    parallel.each(measure, range(len(rows)))
     found = resect_batch(
         torch.from_numpy(points).expand(len(rows), -1, -1),
         torch.from_numpy(targets),
@@ -146,14 +146,14 @@ def pose_frames(
         if rows and shot[a] == shot[b]:
             stretches.append((a, b, rows))
 
-    def read(stretch: tuple[int, int, list[int]]) -> tuple[int, int, list[int]]:
-        for row in stretch[2][:_BATCH]:
-            scene.m.luma(row)
-        return stretch
-
-    for a, b, rows in parallel.ahead(read, stretches):
+    def pose(stretch: tuple[int, int, list[int]]) -> None:
+        a, b, rows = stretch
         if world[a] == world[b]:
             pose_between(scene, frames, a, b, rows, trust, poses, parallax[world[a]])
         else:
             poses.rotation[rows], poses.translation[rows] = scene.rotation[a], scene.translation[a]
-        progress("frames", scene.m.keyframes[b].row / len(frames))
+
+    for first in range(0, len(stretches), _TOGETHER):
+        some = stretches[first : first + _TOGETHER]
+        parallel.each(pose, some)
+        progress("frames", scene.m.keyframes[some[-1][1]].row / len(frames))
