@@ -1,8 +1,9 @@
 """Cholesky factors of symmetric positive definite matrices of 6 x 6 blocks, most of them zero, compiled for the CPU (numba), float64.
 
-What of it depends only on where blocks are, the order of elimination (minimum degree: Rose 1972) and the blocks that fill in, is found once for
-all matrices of a pattern. A column of blocks is kept as one panel, so what an earlier column subtracts from it is a product with a 6 x 6 block
-over long runs (left-looking; George and Liu 1981, chapter 5). The order of every sum, hence every bit of the result, is always the same.
+What of it depends only on where blocks are, the order of elimination (minimum degree: Rose 1972) and the blocks that fill in, is found
+once for all matrices of a pattern. A column of blocks is kept as one panel, so what an earlier column subtracts from it is a product with
+a 6 x 6 block over long runs (left-looking; George and Liu 1981, chapter 5). The order of every sum, hence every bit of the result, is
+always the same.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def _eliminate(rows, columns, neighbours, order):
 
 @compiled
 def _count(neighbours, order, start, reach):
-    count, words = neighbours.shape
+    count = len(order)
     position = np.empty(count, np.int64)
     for p in range(count):
         position[order[p]] = p
@@ -148,8 +149,8 @@ def _fill(neighbours, order, start, reach, rows, columns, filled, column, place,
 
 @inside_for_pixels
 def _combine(panels, begin, tall, c, length, first, second):
-    """What a column subtracts from two columns of numbers, c and the next, of another: the product of its blocks, six runs `tall` apart from
-    `begin` on, with rows c and c + 1 of the first of them."""
+    """What a column subtracts from two columns of numbers, c and the next, of another: the product of its blocks, six runs `tall` apart
+    from `begin` on, with rows c and c + 1 of the first of them."""
     one, run = np.uint64(tall), np.uint64(begin)
     f0, f1, f2 = panels[begin + c], panels[begin + tall + c], panels[begin + 2 * tall + c]
     f3, f4, f5 = panels[begin + 3 * tall + c], panels[begin + 4 * tall + c], panels[begin + 5 * tall + c]
