@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -20,6 +21,8 @@ from vipe_dag.results import Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_kernels import epipolar, parallel, tracking
 from vipe_kernels.parallel import our_threads
+
+Flow = NDArray[np.float32]
 
 _STATIC_PX = 0.5
 """A clip whose median motion never exceeds this, in pixels of a 640-pixel picture, does not move."""
@@ -58,12 +61,16 @@ def _shrink(image: NDArray[np.uint8], side: int) -> _Small:
     return _Small(image, np.asarray(strength > 4.0), float(cv2.Laplacian(image, cv2.CV_32F).var()))
 
 
-def _motion(a: _Small, b: _Small, guess: NDArray[np.float32] | None) -> tuple[NDArray[np.float32], float, float]:
-    """Flow a -> b, its median length over textured pixels, and the share of those that flow back to where they came from."""
+def _flow(a: _Small, b: _Small, guess: Flow | None) -> Flow:
+    """Dense flow a -> b, from a guess."""
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     dis.setVariationalRefinementIterations(_REFINEMENTS)
-    forward = dis.calc(a.image, b.image, None if guess is None else guess.copy())
-    backward = dis.calc(b.image, a.image, -forward)
+    return np.asarray(dis.calc(a.image, b.image, None if guess is None else guess.copy()), np.float32)
+
+
+def _motion(a: _Small, b: _Small, forward: Flow) -> tuple[float, float]:
+    """Median length of the flow a -> b over textured pixels, and the share of those that flow back to where they came from."""
+    backward = _flow(b, a, -forward)
     y, x = np.nonzero(a.texture)
     if len(x) < 50:
         y, x = (v.ravel() for v in np.mgrid[0 : a.image.shape[0] : 4, 0 : a.image.shape[1] : 4])
@@ -74,9 +81,8 @@ def _motion(a: _Small, b: _Small, guess: NDArray[np.float32] | None) -> tuple[ND
     closing = there + tracking.sample(backward, there) - uv
     inside = (there >= 0).all(1) & (there[:, 0] < b.image.shape[1]) & (there[:, 1] < b.image.shape[0])
     good = inside & (np.linalg.norm(closing, axis=1) < 1.0)
-    share = float(good.mean())
     moved = np.linalg.norm(forward[y, x], axis=1)
-    return forward, float(np.median(moved[good] if good.sum() > 20 else moved)), share
+    return float(np.median(moved[good] if good.sum() > 20 else moved)), float(good.mean())
 
 
 def _same_place(frames: FrameSequence, rows: list[tuple[int, int]]) -> bool:
@@ -122,19 +128,27 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
     shrunk = _all_shrunk(frames, config.side)
     anchor = last = next(shrunk)
     sharpness[0] = last.sharpness
-    guess: NDArray[np.float32] | None = None
+    guess: Flow | None = None
     static_limit = _STATIC_PX * max(frames.width, frames.height) / 640.0
-    for row, current in enumerate(shrunk, 1):
+    ready: Callable[[], Flow] | None = None
+    following = next(shrunk, None)
+    for row in range(1, total):
+        current, following = following, next(shrunk, None)
+        assert current is not None
         sharpness[row] = current.sharpness
         texture_share.append(float(current.texture.mean()))
         segment[row] = segment[row - 1]
-        flow, moved, share = _motion(anchor, current, guess)
+        flow = ready() if ready else _flow(anchor, current, guess)
+        # most frames are no keyframes: while this one is judged, another thread looks how the next has moved from the same
+        ready = parallel.later(partial(_flow, anchor, following, flow)) if following else None
+        moved, share = _motion(anchor, current, flow)
         if share < config.consistent and anchor is not last:
             # Too far from the last keyframe: the previous frame becomes one, and motion is measured from there.
             if keyframe[-1] != row - 1:
                 keyframe.append(row - 1)
-            anchor = last
-            flow, moved, share = _motion(anchor, current, None)
+            anchor, ready = last, None
+            flow = _flow(anchor, current, None)
+            moved, share = _motion(anchor, current, flow)
         if share < _CUT_CONSISTENT:
             ahead = min(total - 1, row + 2)
             behind = max(0, row - 2)
@@ -145,7 +159,7 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
                     keyframe.append(row - 1)
                 segment[row] += 1
                 keyframe.append(row)
-                anchor, guess = current, None
+                anchor, guess, ready = current, None, None
                 last = current
                 if progress:
                     progress(row)
@@ -154,7 +168,7 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
         guess = flow
         if moved * scale > limit or share < config.consistent:
             keyframe.append(row)
-            anchor, guess = current, None
+            anchor, guess, ready = current, None, None
         last = current
         if progress:
             progress(row)
