@@ -26,6 +26,7 @@ Flow = NDArray[np.float32]
 
 _STATIC_PX = 0.5
 """A clip whose median motion never exceeds this, in pixels of a 640-pixel picture, does not move."""
+_PLACES = 4000
 _BLOCK = 16
 """Frames made ready at a time."""
 _REFINEMENTS = 2
@@ -36,10 +37,12 @@ _CUT_MATCHES = 15
 
 @dataclass(frozen=True)
 class _Small:
-    """A frame at the size where motion is measured."""
+    """A frame at the size where motion is measured: places (N, 2) of pixels, x and y, by which it is told, textured ones if there are any;
+    textured: their share of all."""
 
     image: NDArray[np.uint8]
-    texture: NDArray[np.bool_]
+    places: NDArray[np.intp]
+    textured: float
     sharpness: float
 
 
@@ -57,8 +60,12 @@ def _shrink(image: NDArray[np.uint8], side: int) -> _Small:
     factor = min(1.0, side / max(image.shape))
     if factor < 1.0:
         image = np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA), np.uint8)
-    strength = cv2.cornerMinEigenVal(image.astype(np.float32), 5, ksize=3)
-    return _Small(image, np.asarray(strength > 4.0), float(cv2.Laplacian(image, cv2.CV_32F).var()))
+    texture = np.asarray(cv2.cornerMinEigenVal(image.astype(np.float32), 5, ksize=3) > 4.0)
+    y, x = np.nonzero(texture)
+    if len(x) < 50:
+        y, x = (v.ravel() for v in np.mgrid[0 : image.shape[0] : 4, 0 : image.shape[1] : 4])
+    places = np.stack([x, y], 1)[:: max(1, len(x) // _PLACES)]
+    return _Small(image, places, float(texture.mean()), float(cv2.Laplacian(image, cv2.CV_32F).var()))
 
 
 def _flow(a: _Small, b: _Small, guess: Flow | None) -> Flow:
@@ -69,19 +76,15 @@ def _flow(a: _Small, b: _Small, guess: Flow | None) -> Flow:
 
 
 def _motion(a: _Small, b: _Small, forward: Flow) -> tuple[float, float]:
-    """Median length of the flow a -> b over textured pixels, and the share of those that flow back to where they came from."""
+    """Median length of the flow a -> b over the places of a, and the share of those that flow back to where they came from."""
     backward = _flow(b, a, -forward)
-    y, x = np.nonzero(a.texture)
-    if len(x) < 50:
-        y, x = (v.ravel() for v in np.mgrid[0 : a.image.shape[0] : 4, 0 : a.image.shape[1] : 4])
-    thin = max(1, len(x) // 4000)
-    y, x = y[::thin], x[::thin]
-    uv = np.stack([x, y], 1).astype(np.float32)
-    there = uv + forward[y, x]
+    flow = forward[a.places[:, 1], a.places[:, 0]]
+    uv = a.places.astype(np.float32)
+    there = uv + flow
     closing = there + tracking.sample(backward, there) - uv
     inside = (there >= 0).all(1) & (there[:, 0] < b.image.shape[1]) & (there[:, 1] < b.image.shape[0])
     good = inside & (np.linalg.norm(closing, axis=1) < 1.0)
-    moved = np.linalg.norm(forward[y, x], axis=1)
+    moved = np.linalg.norm(flow, axis=1)
     return float(np.median(moved[good] if good.sum() > 20 else moved)), float(good.mean())
 
 
@@ -136,7 +139,7 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
         current, following = following, next(shrunk, None)
         assert current is not None
         sharpness[row] = current.sharpness
-        texture_share.append(float(current.texture.mean()))
+        texture_share.append(current.textured)
         segment[row] = segment[row - 1]
         flow = ready() if ready else _flow(anchor, current, guess)
         # most frames are no keyframes: while this one is judged, another thread looks how the next has moved from the same
