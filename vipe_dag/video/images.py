@@ -77,11 +77,10 @@ class ImageFolder:
     def digest(self) -> str:
         listing = self._listing
         whole = blake2b(digest_size=16)
-        for file, time in zip(listing.files, listing.times, strict=True):
-            content = blake2b(digest_size=16)
-            file.feed(content.update)
-            fields = (file.name, "" if listing.nominal else repr(time), content.hexdigest())
-            whole.update("\0".join(fields).encode() + b"\n")
+        with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1), thread_name_prefix="picture") as reading:
+            for file, time, content in zip(listing.files, listing.times, reading.map(_content, listing.files), strict=True):
+                fields = (file.name, "" if listing.nominal else repr(time), content)
+                whole.update("\0".join(fields).encode() + b"\n")
         return whole.hexdigest()
 
     def probe(self) -> SourceInfo:
@@ -176,6 +175,12 @@ class ImageFolder:
         if not 0 <= index < len(self._listing.files):
             raise SourceError(f"{self._place}: has no frame {index}; the folder changed since it was read, run it again")
         return SourceFrame(index, self._listing.times[index], self._picture(index, size, limits.max_pixels))
+
+
+def _content(file: Location) -> str:
+    digest = blake2b(digest_size=16)
+    file.feed(digest.update)
+    return digest.hexdigest()
 
 
 def _read(index: int, time: float, picture: Future[NDArray[np.uint8]]) -> SourceFrame:
