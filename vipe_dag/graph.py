@@ -35,8 +35,8 @@ class Stage:
 STAGES: tuple[Stage, ...] = (
     Stage("frames", (), algorithm_version=1),
     Stage("keyframes", ("frames",), algorithm_version=3),
-    Stage("intrinsics", ("frames", "keyframes"), algorithm_version=8),
-    Stage("ba_poses", ("frames", "keyframes", "intrinsics"), algorithm_version=8),
+    Stage("intrinsics", ("frames", "keyframes"), algorithm_version=9),
+    Stage("ba_poses", ("frames", "keyframes", "intrinsics"), algorithm_version=9),
     Stage("dense_depth", ("frames", "ba_poses"), algorithm_version=1),
     Stage("aligned_depth", ("frames", "dense_depth", "ba_poses"), algorithm_version=1),
 )
