@@ -169,12 +169,11 @@ def match(a: Features, b: Features, ratio: float = 0.8) -> NDArray[np.int64]:
     if len(a.uv) < 2 or len(b.uv) < 2:
         return np.zeros((0, 2), np.int64)
     similarity = (torch.from_numpy(a.descriptor) @ torch.from_numpy(b.descriptor).T).numpy()
-    forward, backward = similarity.argmax(1), similarity.argmax(0)
-    rows = np.arange(len(a.uv))
-    best = similarity[rows, forward]
+    rows, forward = np.arange(len(a.uv)), similarity.argmax(1)
+    best, closest = similarity[rows, forward], similarity.max(0)  # of which row it is would take twenty times as long to tell
     similarity[rows, forward] = -1.0
     second = similarity.max(1)
     # |x - y|^2 = 2 - 2 x.y for unit vectors, so the ratio of distances follows from the similarities.
-    passed = (1.0 - best) < ratio * ratio * (1.0 - second)
-    keep = passed & (backward[forward] == rows)
-    return np.stack([rows[keep], forward[keep]], 1)
+    passed = np.flatnonzero(((1.0 - best) < ratio * ratio * (1.0 - second)) & (best == closest[forward]))
+    kept = passed[np.sort(np.unique(forward[passed], return_index=True)[1])]  # of equals, the first
+    return np.stack([kept, forward[kept]], 1)
