@@ -123,6 +123,10 @@ def test_compiled_loops_and_tensor_operations_give_the_same_sums(model: str, poi
         moves = move[..., None] * normal((len(free),), 6)
         for a, b in zip(bundle._scores_compiled(*given, moves), bundle._scores_tensors(*given, moves), strict=True):
             assert_close(a, b)
+    distances = [torch.empty(len(problem.edges.source), points, dtype=problem.edges.weight.dtype) for _ in range(2)]
+    bundle._residuals_compiled(given[0], distances[0])
+    bundle._residuals_tensors(given[0], distances[1])
+    assert torch.allclose(*distances, rtol=1e-6, atol=1e-6, equal_nan=True)
     systems = [reduced.Reduced(bundle._Plan.of(problem).pattern, len(free), state.params) for _ in range(2)]
     for couple, system in zip((bundle.couple_compiled, bundle.couple_tensors), systems, strict=True):
         couple(given[0], sums, system, 0)

@@ -286,13 +286,28 @@ def transfer(problem: Problem, state: State, edges: Edges | None = None) -> tupl
 def residuals(problem: Problem, state: State) -> Tensor:
     """Distance in pixels between measured and predicted position, (E, P) of the type of the weights; nan where not measured or behind
     the camera."""
-    out = torch.full_like(problem.edges.weight, float("nan"))
-    for chunk in _chunks(problem):
-        edges = Edges(*(getattr(problem.edges, name)[chunk] for name in ("source", "destination", "target", "weight")))
-        uv, front = transfer(problem, state, edges)
-        distance = (edges.target - uv).norm(dim=-1)
-        out[chunk] = torch.where(front & (edges.weight > 0), distance, torch.nan).to(out.dtype)
+    out = torch.empty_like(problem.edges.weight)
+    one_by_one = _residuals_compiled if backend_for(state.params) == "compiled" else _residuals_tensors
+    for rows in _chunks(problem):
+        one_by_one(Chunk(replace(problem, intrinsics=()), state, Stretch(problem.edges, rows)), out[rows])
     return out
+
+
+def _residuals_compiled(chunk: Chunk, out: Tensor) -> None:
+    """Of one chunk, by the loops of `fused`, into out (E, P)."""
+    params, code, _ = _compiled_camera(chunk.problem, chunk.state)
+    measured = (chunk.stretch.target.numpy(), chunk.stretch.weight.numpy())
+    common = (*_compiled_points(chunk), *measured, params, code, chunk.problem.near, out.numpy())
+    parallel.spans(lambda a, b: fused.residuals(a, b, *common), chunk.sources, chunk.stretch.weight.numel())
+
+
+def _residuals_tensors(chunk: Chunk, out: Tensor) -> None:
+    """The same by tensor operations."""
+    stretch = chunk.stretch
+    edges = Edges(stretch.edges.source[stretch.rows], stretch.destination, stretch.target, stretch.weight)
+    uv, front = transfer(chunk.problem, chunk.state, edges)
+    distance = (edges.target - uv).norm(dim=-1)
+    out[:] = torch.where(front & (edges.weight > 0), distance, torch.nan).to(out.dtype)
 
 
 def _rows_at_a_time(problem: Problem) -> int:

@@ -277,6 +277,24 @@ def cost(first, last, starts, R, t, rays, depth, target, weight, params, model, 
 
 
 @compiled_for_pixels
+def residuals(first, last, starts, R, t, rays, depth, target, weight, params, model, near, out):
+    """Distance in pixels between measured and predicted position: fills out (E, P), nan where a point was not measured or is not in front
+    of the camera. Arguments as of `condense`."""
+    points = depth.shape[1]
+    work, index = np.zeros(blocks.rows(0)), np.zeros(BLOCK, np.int64)
+    for s in range(first, last):
+        for e in range(starts[s], starts[s + 1]):
+            out[e] = np.nan
+            at = 0
+            while at < points:
+                at, count = blocks.gather(work, index, at, rays[s], depth[s], target[e], weight[e])
+                blocks.observe(work, blocks.filled(work, count), R[e], t[e], params, model, np.inf, near, 1.0)
+                for k in range(np.uint64(count)):
+                    if work[SEEN + k] > 0.0:
+                        out[e, index[k]] = math.sqrt(work[SQUARED + k])
+
+
+@compiled_for_pixels
 def back_substitute(
     first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
     move, shared, out,
