@@ -347,7 +347,7 @@ class Mapper:
         moved along, leave gaps as well, so what was pulled is kept only if that explains more.
         """
         config, scene = self.config, self.scene
-        candidates = [pair for pair in far_pairs(scene, keyframes, config.radius, config.revisits) if pair not in scene.edges]
+        candidates = sorted(pair for pair in far_pairs(scene, keyframes, config.radius, config.revisits) if pair not in scene.edges)
         matched = parallel.each(lambda pair: len(scene.m.matches(*pair)) > 0, candidates)
         added = both_ways(pair for pair, known in zip(candidates, matched, strict=True) if known)
         progress()
