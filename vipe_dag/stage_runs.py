@@ -124,7 +124,7 @@ def run_intrinsics(run: StageRun) -> Outcome:
     starts, given = len(run.config.intrinsics.starts), run.record.calibration
     informed = None if given is not None else with_metadata(run.config.intrinsics, run.input("frames"))
     config = informed or run.config.intrinsics
-    found = intrinsics.calibrate(frames, keyframes, config, given, lambda start: run.tick(start + 1, starts), finds_of(run))
+    found = intrinsics.calibrate(frames, keyframes, config, given, progress=lambda start: run.tick(start + 1, starts), finds=finds_of(run))
     if informed is not None:
         found = replace(found, source="metadata")
     _put(run, *result_arrays.intrinsics_arrays(found, run.input("frames")), candidate=len(found.candidate_focal))
@@ -172,8 +172,14 @@ def run_ba_poses(run: StageRun) -> Outcome:
     frames = run.store.frames(run.record.video_id)
     keyframes = result_arrays.keyframes_from(run.input("keyframes"))
     intrinsics = result_arrays.intrinsics_from(run.input("intrinsics"))
-    config, tell = run.config.ba_poses, lambda _phase, share: run.tick(round(100 * share), 100)
-    found = ba_poses.solve(frames, keyframes, intrinsics, config, tell, finds_of(run))
+    found = ba_poses.solve(
+        frames,
+        keyframes,
+        intrinsics,
+        run.config.ba_poses,
+        progress=lambda _phase, share: run.tick(round(100 * share), 100),
+        finds=finds_of(run),
+    )
     grid = found.inverse_depth.shape
     arrays, attributes = result_arrays.ba_poses_arrays(found, run.input("frames"))
     _put(run, arrays, attributes, frame=len(frames), keyframe=grid[0], gy=grid[1], gx=grid[2], segment_id=len(found.parallax))
