@@ -41,12 +41,13 @@ class Elimination:
         neighbours = np.zeros((count, -(-count // _WORD)), np.uint64)
         order = np.empty(count, np.int64)
         _eliminate(rows, columns, neighbours, order)
+        position = np.argsort(order)
         start, reach = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
-        _count(neighbours, order, start, reach)
+        _count(neighbours, order, position, start, reach)
         filled = np.empty(start[-1], np.int64)
         column, place = np.empty(reach[-1], np.int64), np.empty(reach[-1], np.int64)
         target = np.empty((len(rows), 2), np.int64)
-        _fill(neighbours, order, start, reach, rows, columns, filled, column, place, target)
+        _fill(neighbours, order, position, start, reach, rows, columns, filled, column, place, target)
         return cls(order, start, filled, reach, column, place, target)
 
     def factor(self, blocks: F64, added: F64) -> F64 | None:
@@ -110,11 +111,9 @@ def _eliminate(rows, columns, neighbours, order):
 
 
 @compiled
-def _count(neighbours, order, start, reach):
+def _count(neighbours, order, position, start, reach):
+    """Fills start and reach of `Elimination`. position (N,): of each unknown in the order."""
     count = len(order)
-    position = np.empty(count, np.int64)
-    for p in range(count):
-        position[order[p]] = p
     for p in range(count):
         start[p + 1] = start[p] + 1
         for a in range(count):
@@ -126,11 +125,9 @@ def _count(neighbours, order, start, reach):
 
 
 @compiled
-def _fill(neighbours, order, start, reach, rows, columns, filled, column, place, target):
-    count = len(order)
-    position, used = np.empty(count, np.int64), reach[:-1].copy()
-    for p in range(count):
-        position[order[p]] = p
+def _fill(neighbours, order, position, start, reach, rows, columns, filled, column, place, target):
+    """Fills the rest of `Elimination`."""
+    count, used = len(order), reach[:-1].copy()
     for p in range(count):
         at = start[p] + 1
         filled[start[p]] = p

@@ -43,7 +43,7 @@ def rows(intrinsics):
 
 
 @inside_for_pixels
-def gather(work, index, at, rays, depth, target, weight):
+def _gather(work, index, at, rays, depth, target, weight):
     """The next measurements from point `at` on that have a weight: index (BLOCK,) of their points. Returns where to go on, and how many."""
     count, points = 0, len(weight)
     while at < points and count < BLOCK:
@@ -58,7 +58,7 @@ def gather(work, index, at, rays, depth, target, weight):
 
 
 @inside_for_pixels
-def filled(work, count):
+def _filled(work, count):
     """How many to work on for `count` of a block: what is beyond those has no weight."""
     full = (count + _LANES - 1) // _LANES * _LANES
     for k in range(np.uint64(count), np.uint64(full)):
@@ -67,7 +67,7 @@ def filled(work, count):
 
 
 @inside_for_pixels
-def observe(work, count, r, t, params, model, limit, near, scale2):
+def _observe(work, count, r, t, params, model, limit, near, scale2):
     """Carry a block into the camera at r (3, 3), t (3,) and compare: fills the error, its square and the robust weights.
 
     limit: of the squared normalised radius, see `fused.view_limit`; near: of depth. Returns robust cost and mass. A point that the camera
@@ -114,6 +114,16 @@ def observe(work, count, r, t, params, model, limit, near, scale2):
 
 
 @inside_for_pixels
+def observe(work, index, at, rays, depth, target, weight, r, t, params, model, limit, near, scale2):
+    """Take up the next block of the measurements of an edge from point `at` on: rays (P, 3), depth (P,), target (P, 2), weight (P,), seen
+    by the camera at r, t; index (BLOCK,): their points. Returns where to go on, how many there are and are worked on, cost and mass."""
+    at, count = _gather(work, index, at, rays, depth, target, weight)
+    full = _filled(work, count)
+    cost, mass = _observe(work, full, r, t, params, model, limit, near, scale2)
+    return at, count, full, cost, mass
+
+
+@inside_for_pixels
 def by_camera(work, count, fx, fy, rotation_only):
     """After `observe`: fill how the pixel moves with the point and with the six motions of the camera that sees it."""
     for k in range(np.uint64(count)):
@@ -142,7 +152,7 @@ def by_camera(work, count, fx, fy, rotation_only):
 
 
 @inside_for_pixels
-def by_depth(work, count, t, moves):
+def _by_depth(work, count, t, moves):
     """After `by_camera`: fill how the pixel moves with the inverse depth; moves: 1.0, or 0.0 for a depth that is held."""
     t0, t1, t2 = t[0] * moves, t[1] * moves, t[2] * moves
     for k in range(np.uint64(count)):
@@ -151,7 +161,7 @@ def by_depth(work, count, t, moves):
 
 
 @inside_for_pixels
-def by_intrinsic(work, count, index, codes, ray_slope, r, fx, fy, model):
+def _by_intrinsic(work, count, index, codes, ray_slope, r, fx, fy, model):
     """After `by_camera`: fill how the pixel moves with the free intrinsics: by the lens that sees the point, and by that which sent out the
     ray. codes (n,) of `fused.INTRINSIC_CODES`; ray_slope (P, 2, n) of all points of the keyframe; r (3, 3) from there."""
     r00, r01, r10, r11, r20, r21 = r[0, 0], r[0, 1], r[1, 0], r[1, 1], r[2, 0], r[2, 1]
@@ -178,6 +188,15 @@ def by_intrinsic(work, count, index, codes, ray_slope, r, fx, fy, model):
             ux, uy, uz = r00 * gx + r01 * gy, r10 * gx + r11 * gy, r20 * gx + r21 * gy
             work[at + k] += work[_AX + k] * ux + work[_BX + k] * uy + work[_ZX + k] * uz
             work[at + ROW + k] += work[_AY + k] * ux + work[_BY + k] * uy + work[_ZY + k] * uz
+
+
+@inside_for_pixels
+def slopes(work, count, full, index, r, t, moves, rotation_only, codes, ray_slope, params, model):
+    """After `observe`: fill how the pixel moves with the camera, with the inverse depth (`_by_depth`) and with the free intrinsics
+    (`_by_intrinsic`)."""
+    by_camera(work, full, params[0], params[1], rotation_only)
+    _by_depth(work, full, t, moves)
+    _by_intrinsic(work, count, index, codes, ray_slope, r, params[0], params[1], model)
 
 
 @inside_for_pixels

@@ -295,9 +295,7 @@ def residuals(problem: Problem, state: State) -> Tensor:
 
 def _residuals_compiled(chunk: Chunk, out: Tensor) -> None:
     """Of one chunk, by the loops of `fused`, into out (E, P)."""
-    params, code, _ = _compiled_camera(chunk.problem, chunk.state)
-    measured = (chunk.stretch.target.numpy(), chunk.stretch.weight.numpy())
-    common = (*_compiled_points(chunk), *measured, params, code, chunk.problem.near, out.numpy())
+    common = (*_compiled_points(chunk), *_compiled_lens(chunk)[:-1], chunk.problem.near, out.numpy())  # wherever the lens folds
     parallel.spans(lambda a, b: fused.residuals(a, b, *common), chunk.sources, chunk.stretch.weight.numel())
 
 

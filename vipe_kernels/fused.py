@@ -202,7 +202,6 @@ def condense(
     (S, W), C, w (S, P), totals (S, 2) = cost, mass; and kept (S, W, P) = E C^-1/2 if it is wanted, else that has no elements.
     """
     n, points, rows = len(codes), depth.shape[1], vector.shape[1]
-    fx, fy = params[0], params[1]
     work, index, gram = np.zeros(blocks.rows(n)), np.zeros(BLOCK, np.int64), np.zeros((8 + n, 8 + n))
     F, own = np.zeros((8 + n, BLOCK)), np.zeros((6, BLOCK))
     scratch, root, rest = np.zeros((rows, points)), np.zeros(points), np.zeros(points)
@@ -217,14 +216,12 @@ def condense(
             row, at = 6 * (1 + e - starts[s]), 0
             gram[:] = 0.0
             while at < points:
-                at, count = blocks.gather(work, index, at, rays[s], depth[s], target[e], weight[e])
-                full = blocks.filled(work, count)
-                cost, mass = blocks.observe(work, full, R[e], t[e], params, model, limit, near, scale2)
+                at, count, full, cost, mass = blocks.observe(
+                    work, index, at, rays[s], depth[s], target[e], weight[e], R[e], t[e], params, model, limit, near, scale2
+                )
                 totals[s, 0] += cost
                 totals[s, 1] += mass
-                blocks.by_camera(work, full, fx, fy, rotation_only)
-                blocks.by_depth(work, full, t[e], moves)
-                blocks.by_intrinsic(work, count, index, codes, ray_slope[s], R[e], fx, fy, model)
+                blocks.slopes(work, count, full, index, R[e], t[e], moves, rotation_only, codes, ray_slope[s], params, model)
                 _gram(work, full, n, gram)
                 for i in range(7 + n):
                     blocks.weighted(work, full, MOTION + np.uint64(i) * PAIR, BY_DEPTH, F[i])
@@ -270,8 +267,9 @@ def cost(first, last, starts, R, t, rays, depth, target, weight, params, model, 
         for e in range(starts[s], starts[s + 1]):
             at = 0
             while at < points:
-                at, count = blocks.gather(work, index, at, rays[s], depth[s], target[e], weight[e])
-                cost, mass = blocks.observe(work, blocks.filled(work, count), R[e], t[e], params, model, limit, near, scale2)
+                at, _, _, cost, mass = blocks.observe(
+                    work, index, at, rays[s], depth[s], target[e], weight[e], R[e], t[e], params, model, limit, near, scale2
+                )
                 totals[s, 0] += cost
                 totals[s, 1] += mass
 
@@ -287,8 +285,9 @@ def residuals(first, last, starts, R, t, rays, depth, target, weight, params, mo
             out[e] = np.nan
             at = 0
             while at < points:
-                at, count = blocks.gather(work, index, at, rays[s], depth[s], target[e], weight[e])
-                blocks.observe(work, blocks.filled(work, count), R[e], t[e], params, model, np.inf, near, 1.0)
+                at, count, _, _, _ = blocks.observe(
+                    work, index, at, rays[s], depth[s], target[e], weight[e], R[e], t[e], params, model, np.inf, near, 1.0
+                )
                 for k in range(np.uint64(count)):
                     if work[SEEN + k] > 0.0:
                         out[e, index[k]] = math.sqrt(work[SQUARED + k])
@@ -302,7 +301,7 @@ def back_substitute(
     """E^T dx of source keyframes [first, last) of a chunk: out (S, P), zero before. Arguments as of `condense`; move (E, 6): of each
     destination camera relative to its source, in its tangent; shared (n,): of the free intrinsics.
     """
-    n, points, fx, fy = len(codes), depth.shape[1], params[0], params[1]
+    n, points = len(codes), depth.shape[1]
     work, index = np.zeros(blocks.rows(n)), np.zeros(BLOCK, np.int64)
     total, part = np.zeros(BLOCK), np.zeros(BLOCK)
     for s in range(first, last):
@@ -311,12 +310,10 @@ def back_substitute(
         for e in range(starts[s], starts[s + 1]):
             at = 0
             while at < points:
-                at, count = blocks.gather(work, index, at, rays[s], depth[s], target[e], weight[e])
-                full = blocks.filled(work, count)
-                blocks.observe(work, full, R[e], t[e], params, model, limit, near, scale2)
-                blocks.by_camera(work, full, fx, fy, False)
-                blocks.by_depth(work, full, t[e], 1.0)
-                blocks.by_intrinsic(work, count, index, codes, ray_slope[s], R[e], fx, fy, model)
+                at, count, full, _, _ = blocks.observe(
+                    work, index, at, rays[s], depth[s], target[e], weight[e], R[e], t[e], params, model, limit, near, scale2
+                )
+                blocks.slopes(work, count, full, index, R[e], t[e], 1.0, False, codes, ray_slope[s], params, model)
                 total[:] = 0.0
                 for i in range(6 + n):
                     along = move[e, i] if i < 6 else shared[i - 6]
@@ -332,12 +329,12 @@ def substitute(first, last, start, starts, destination, kept, C, moves, shared, 
     before. destination (E,); moves (K, 6): of all cameras; shared (n,): of the free intrinsics."""
     points, n, rows = out.shape[1], len(shared), kept.shape[1]
     for s in range(first, last):
-        for i in range(6 * (1 + starts[s + 1] - starts[s]) + n):
-            edge, axis = starts[s] + i // 6 - 1, i % 6
-            if edge >= starts[s + 1]:
-                along, row = shared[i - 6 * (1 + starts[s + 1] - starts[s])], i - 6 * (1 + starts[s + 1] - starts[s]) + rows - n
+        mine = 6 * (1 + starts[s + 1] - starts[s])
+        for i in range(mine + n):
+            if i < mine:
+                along, row = moves[start + s if i < 6 else destination[starts[s] + i // 6 - 1], i % 6], i
             else:
-                along, row = moves[start + s if i < 6 else destination[edge], axis], i
+                along, row = shared[i - mine], rows - n + i - mine
             for p in range(np.uint64(points)):
                 out[s, p] += along * kept[s, row, p]
         for p in range(np.uint64(points)):
@@ -353,7 +350,7 @@ def scores(
     `bundle.scores`, zero before. Arguments as of `condense`; moves (E, n, 6): how each destination camera moves relative to its source,
     in its tangent, with each intrinsic.
     """
-    n, points, fx, fy = len(codes), depth.shape[1], params[0], params[1]
+    n, points = len(codes), depth.shape[1]
     work, index, part = np.zeros(blocks.rows(n)), np.zeros(BLOCK, np.int64), np.zeros(BLOCK)
     C, w, by_depth, of_error = np.zeros(points), np.zeros(points), np.zeros((n, points)), np.zeros((n, points))
     for s in range(first, last):
@@ -362,12 +359,10 @@ def scores(
         for e in range(starts[s], starts[s + 1]):
             at = 0
             while at < points:
-                at, count = blocks.gather(work, index, at, rays[s], depth[s], target[e], weight[e])
-                full = blocks.filled(work, count)
-                blocks.observe(work, full, R[e], t[e], params, model, limit, near, scale2)
-                blocks.by_camera(work, full, fx, fy, False)
-                blocks.by_depth(work, full, t[e], free)
-                blocks.by_intrinsic(work, count, index, codes, ray_slope[s], R[e], fx, fy, model)
+                at, count, full, _, _ = blocks.observe(
+                    work, index, at, rays[s], depth[s], target[e], weight[e], R[e], t[e], params, model, limit, near, scale2
+                )
+                blocks.slopes(work, count, full, index, R[e], t[e], free, False, codes, ray_slope[s], params, model)
                 for m in range(n):
                     slope = INTRINSIC + np.uint64(m) * PAIR
                     for i in range(6):
@@ -550,9 +545,10 @@ def _motion_terms(points, target, weight, params, model, limit, r, t, scale2, wo
     distance[:] = 1e6
     total, at = 0.0, 0
     while at < len(weight):
-        at, count = blocks.gather(work, index, at, points, points[:, 3], target, weight)
-        full = blocks.filled(work, count)
-        total += blocks.observe(work, full, r, t, params, model, widest, 0.0, scale2)[0]
+        at, count, full, cost, _ = blocks.observe(
+            work, index, at, points, points[:, 3], target, weight, r, t, params, model, widest, 0.0, scale2
+        )
+        total += cost
         blocks.by_camera(work, full, params[0], params[1], False)
         _gram(work, full, 0, gram)
         for k in range(np.uint64(count)):

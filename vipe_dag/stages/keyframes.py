@@ -131,26 +131,26 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
     shrunk = _all_shrunk(frames, config.side)
     anchor = last = next(shrunk)
     sharpness[0] = last.sharpness
-    guess: Flow | None = None
     static_limit = _STATIC_PX * max(frames.width, frames.height) / 640.0
-    ready: Callable[[], Flow] | None = None
-    following = next(shrunk, None)
+    following = next(shrunk)
+    onward: Callable[[], Flow] = partial(_flow, anchor, following, None)
     for row in range(1, total):
-        current, following = following, next(shrunk, None)
-        assert current is not None
+        current, following = following, next(shrunk, following)
         sharpness[row] = current.sharpness
         texture_share.append(current.textured)
         segment[row] = segment[row - 1]
-        flow = ready() if ready else _flow(anchor, current, guess)
+        flow = onward()
         # most frames are no keyframes: while this one is judged, another thread looks how the next has moved from the same
-        ready = parallel.later(partial(_flow, anchor, following, flow)) if following else None
+        if row + 1 < total:
+            onward = parallel.later(partial(_flow, anchor, following, flow))
         moved, share = _motion(anchor, current, flow)
         if share < config.consistent and anchor is not last:
             # Too far from the last keyframe: the previous frame becomes one, and motion is measured from there.
             if keyframe[-1] != row - 1:
                 keyframe.append(row - 1)
-            anchor, ready = last, None
+            anchor = last
             flow = _flow(anchor, current, None)
+            onward = partial(_flow, anchor, following, flow)
             moved, share = _motion(anchor, current, flow)
         if share < _CUT_CONSISTENT:
             ahead = min(total - 1, row + 2)
@@ -162,16 +162,15 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
                     keyframe.append(row - 1)
                 segment[row] += 1
                 keyframe.append(row)
-                anchor, guess, ready = current, None, None
+                anchor, onward = current, partial(_flow, current, following, None)
                 last = current
                 if progress:
                     progress(row)
                 continue
         motion[row] = moved * scale
-        guess = flow
         if moved * scale > limit or share < config.consistent:
             keyframe.append(row)
-            anchor, guess, ready = current, None, None
+            anchor, onward = current, partial(_flow, current, following, None)
         last = current
         if progress:
             progress(row)
