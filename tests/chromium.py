@@ -122,13 +122,14 @@ class Page:
         self._until(clicked, xpath)
 
     def type_into(self, xpath: str, text: str) -> None:
-        """Replaces what stands in an input and leaves it."""
+        """Replaces what stands in an input and leaves it; again where a page under load has lost some of the keys."""
 
-        def typed() -> bool:
+        def typed() -> bool | None:
             field = self._chrome.find_element(By.XPATH, xpath)
-            field.send_keys(Keys.CONTROL, "a")
-            field.send_keys(text, Keys.TAB)
-            return True
+            if field.get_property("value") != text:
+                field.send_keys(Keys.CONTROL, "a")
+                field.send_keys(text, Keys.TAB)
+            return field.get_property("value") == text or None
 
         self._until(typed, xpath)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import viser
 from PIL import Image
 
 import chromium
@@ -23,6 +24,7 @@ from vipe_dag import cli, synthetic
 from vipe_dag.export import tum
 from vipe_dag.store import VideoStore
 from vipe_dag.viewer.app import Viewer
+from vipe_dag.viewer.panel import Panel
 
 FRAMES = 6
 LOST = "lost-0a1b2c3d"
@@ -131,6 +133,20 @@ def test_playing_moves_through_the_frames(page: chromium.Page) -> None:
     page.click("//label[.='play']")
     page.wait_for_text("frame 3 · ")
     page.click("//label[.='play']")
+
+
+def test_the_beginning_of_a_number_that_is_being_typed_counts_as_the_least_allowed() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = viser.ViserServer("127.0.0.1", port, verbose=False)
+    try:
+        panel = Panel(server, [VIDEO], VIDEO, lambda kind: None)
+        panel.speed.value = 0.0
+        panel.frame_step.value = 0
+        assert (panel.settings().speed, panel.settings().frame_step) == (0.1, 1)
+    finally:
+        server.stop()
 
 
 def test_a_snapshot_is_a_picture_of_the_scene(viewer: Viewer, page: chromium.Page, profile: Path) -> None:

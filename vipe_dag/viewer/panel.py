@@ -88,15 +88,15 @@ class Panel:
     def settings(self) -> Settings:
         """What the controls are set to now."""
         choice = CloudFilter(
-            int(self.confidence.value), self.measured.value, MAX_STEP if self.no_edges.value else None, int(self.pixel_step.value)
+            int(_within(self.confidence)), self.measured.value, MAX_STEP if self.no_edges.value else None, int(_within(self.pixel_step))
         )
         return Settings(
             video=self.video.value,
-            row=int(self.row.value),
+            row=int(_within(self.row)),
             points=self.points.value,
             choice=choice,
-            frame_step=int(self.frame_step.value),
-            point_size=float(self.size.value),
+            frame_step=int(_within(self.frame_step)),
+            point_size=_within(self.size),
             path=self.path.value,
             keyframes=self.keyframes.value,
             thumbnails=self.thumbnails.value,
@@ -105,7 +105,7 @@ class Panel:
             comparison=self.comparison.value,
             beside=self.beside.value,
             playing=self.playing.value,
-            speed=float(self.speed.value),
+            speed=_within(self.speed),
         )
 
     def open(self, rows: int, frame_step: int, pixel_step: int, generations: list[str], has_reference: bool) -> None:
@@ -143,6 +143,11 @@ class Panel:
             self._changed("seek" if kind == "row" else kind)
         elif kind == "row":
             self._changed("row")
+
+
+def _within(slider: viser.GuiSliderHandle[Any]) -> float:
+    """Its value inside its bounds: while a number is typed the browser sends its beginning, such as the 0 of 0.5, as it is."""
+    return float(min(max(slider.value, slider.min), slider.max))
 
 
 def _assign(handle: Any, value: bool | int | str) -> None:
