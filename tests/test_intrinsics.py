@@ -11,6 +11,8 @@ from engine_worlds import HEIGHT, WIDTH, calibrated, clip, config, frames, known
 from vipe_dag.calibration import Calibration
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages import intrinsics
+from vipe_dag.stages.intrinsics import default_params
+from vipe_dag.stages.mapping import Map
 from vipe_dag.stages.measurements import Finds, Measurements
 from vipe_dag.synthetic.scenes import BARREL
 
@@ -41,10 +43,17 @@ def test_the_principal_point_is_assumed_in_the_middle(name: str) -> None:
 
 def test_the_better_half_of_the_starts_reports_where_it_ended() -> None:
     found = calibrated("orbit")
-    assert found.candidate_focal.shape == found.candidate_cost.shape == ((len(config().intrinsics.starts) + 1) // 2,)
+    assert found.candidate_focal.shape == found.candidate_cost.shape
+    assert 1 <= len(found.candidate_focal) <= (len(config().intrinsics.starts) + 1) // 2
     assert np.isfinite(found.candidate_cost).all()
     best = found.candidate_focal[found.candidate_cost.argmin()]
     assert best == pytest.approx(found.params[0], rel=0.03)
+
+
+def test_starts_that_came_to_the_same_focal_length_are_pursued_once() -> None:
+    measurements = Measurements(frames("room"), 16, 0)
+    trials = [Map(measurements, "pinhole", default_params(320, 240, focal)) for focal in (200.0, 201.0, 150.0, 199.5)]
+    assert intrinsics.unlike(trials) == [trials[0], trials[2]]
 
 
 @pytest.mark.parametrize(("followed", "count"), [(0.0, 0), (1.0, 96)])

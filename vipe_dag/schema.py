@@ -270,8 +270,8 @@ _INTRINSICS = AssetSchema(
     (
         _PARAM,
         *_params(),
-        Variable("candidate_focal", ("candidate",), "float64", "focal length the search started from, at working resolution", "pixel"),
-        Variable("candidate_cost", ("candidate",), "float64", "robust cost that start reached", "1"),
+        Variable("candidate_focal", ("candidate",), "float64", "focal length that a start came to, at working resolution", "pixel"),
+        Variable("candidate_cost", ("candidate",), "float64", "robust cost it reached there", "1"),
     ),
     (_MODEL, Attribute("source", (str,), ("given", "metadata", "estimated")), Attribute("focal_observable", (bool,)), *_SIZE, _FLAGS),
 )

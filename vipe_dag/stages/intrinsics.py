@@ -39,6 +39,9 @@ _TRIED = 8
 _FEW_POINTS = 160
 """Of each keyframe, by which starts are told apart."""
 
+_SAME = 0.01
+"""Difference of the logarithms of focal lengths up to which two starts have come to the same."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -162,22 +165,27 @@ def calibrate(
     free = [k for window in useful for k in window.keyframes[1:]]
     fixed = [window.keyframes[0] for window in useful]
     schedule = pixels_schedule(config.scales, (6,) * len(config.scales), scene.m.unit)
+    wide = (len(config.scales) + 1) // 2
     pairs = [widest_pair(scene, window.keyframes) for window in useful]  # under any focal length, nearly
 
     def begin(start: float) -> tuple[float, Map]:
         trial = Map(scene.m, "pinhole", default_params(frames.width, frames.height, start * side))
         trial.edges = scene.edges
-        return launch(trial, useful[0].keyframes, pairs[0], config.scales, thorough=False, most=_FEW_POINTS), trial
+        first = useful[0].keyframes
+        launch(trial, first, pairs[0], config.scales[:wide], thorough=False, most=_FEW_POINTS)
+        fine = pixels_schedule(config.scales[-wide:], (6,) * wide, scene.m.unit)
+        return trial.adjust(first[1:], first[:1], fine, (camera.focal,), most=_FEW_POINTS).cost, trial
 
     def finish(trial: Map) -> float:
         for window, pair in zip(useful[1:], pairs[1:], strict=True):
             launch(trial, window.keyframes, pair, config.scales, thorough=False, most=_FEW_POINTS)
         return trial.adjust(free, fixed, schedule, (camera.focal,), most=_FEW_POINTS).cost
 
-    # The window with the most parallax tells starts apart well enough to drop the worse half before all windows are adjusted together.
+    # The window with the most parallax tells starts apart well enough to drop the worse half, and those that have come to the same focal
+    # length as a better one, before all windows are adjusted together.
     begun = sorted(parallel.each(begin, config.starts), key=lambda found: found[0])
     tell(len(begun) // 2)
-    trials = [trial for _, trial in begun[: (len(begun) + 1) // 2]]
+    trials = unlike([trial for _, trial in begun[: (len(begun) + 1) // 2]])
     cost = parallel.each(finish, trials)
     tell(len(begun) - 1)
     focal = [float(trial.params[0]) for trial in trials]
@@ -205,6 +213,15 @@ def calibrate(
         observable,
         () if observable else ("focal_unobservable",),
     )
+
+
+def unlike(trials: Sequence[Map]) -> list[Map]:
+    """The first of them, and those whose focal length is not that of one before."""
+    kept: list[Map] = []
+    for trial in trials:
+        if all(abs(np.log(trial.params[0] / other.params[0])) > _SAME for other in kept):
+            kept.append(trial)
+    return kept
 
 
 def choose_lens(
