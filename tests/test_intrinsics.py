@@ -41,10 +41,10 @@ def test_the_principal_point_is_assumed_in_the_middle(name: str) -> None:
     assert (found.params_std[2:4] > 0).all()
 
 
-def test_the_better_half_of_the_starts_reports_where_it_ended() -> None:
-    found = calibrated("orbit")
-    assert found.candidate_focal.shape == found.candidate_cost.shape
-    assert 1 <= len(found.candidate_focal) <= (len(config().intrinsics.starts) + 1) // 2
+def test_the_better_half_of_the_starts_reports_where_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intrinsics, "unlike", list)  # none is dropped for being like another
+    found = intrinsics.calibrate(frames("orbit"), selected("orbit"), config().intrinsics)
+    assert found.candidate_focal.shape == found.candidate_cost.shape == ((len(config().intrinsics.starts) + 1) // 2,)
     assert np.isfinite(found.candidate_cost).all()
     best = found.candidate_focal[found.candidate_cost.argmin()]
     assert best == pytest.approx(found.params[0], rel=0.03)

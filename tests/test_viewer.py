@@ -136,10 +136,7 @@ def test_playing_moves_through_the_frames(page: chromium.Page) -> None:
 
 
 def test_the_beginning_of_a_number_that_is_being_typed_counts_as_the_least_allowed() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = viser.ViserServer("127.0.0.1", port, verbose=False)
+    server = viser.ViserServer("127.0.0.1", 0, verbose=False)
     try:
         panel = Panel(server, [VIDEO], VIDEO, lambda kind: None)
         panel.speed.value = 0.0

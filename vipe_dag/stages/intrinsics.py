@@ -165,15 +165,15 @@ def calibrate(
     free = [k for window in useful for k in window.keyframes[1:]]
     fixed = [window.keyframes[0] for window in useful]
     schedule = pixels_schedule(config.scales, (6,) * len(config.scales), scene.m.unit)
-    wide = (len(config.scales) + 1) // 2
+    half = (len(config.scales) + 1) // 2
     pairs = [widest_pair(scene, window.keyframes) for window in useful]  # under any focal length, nearly
 
     def begin(start: float) -> tuple[float, Map]:
         trial = Map(scene.m, "pinhole", default_params(frames.width, frames.height, start * side))
         trial.edges = scene.edges
         first = useful[0].keyframes
-        launch(trial, first, pairs[0], config.scales[:wide], thorough=False, most=_FEW_POINTS)
-        fine = pixels_schedule(config.scales[-wide:], (6,) * wide, scene.m.unit)
+        launch(trial, first, pairs[0], config.scales[:half], thorough=False, most=_FEW_POINTS)
+        fine = pixels_schedule(config.scales[-half:], (6,) * half, scene.m.unit)
         return trial.adjust(first[1:], first[:1], fine, (camera.focal,), most=_FEW_POINTS).cost, trial
 
     def finish(trial: Map) -> float:
