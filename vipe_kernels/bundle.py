@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vipe_kernels import cameras, fused, parallel
 from vipe_kernels.backend import backend_for
-from vipe_kernels.reduced import Pattern, Reduced
+from vipe_kernels.reduced import Pattern, Reduced, zeros_together
 
 SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "cx": (2,), "cy": (3,), "k1": (4,), "k2": (5,)}
 """Entries of the 9-vector of parameters that an intrinsic moves."""
@@ -198,13 +198,14 @@ class _System:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What of a problem depends on neither state nor scale: the edges in stretches, where in the reduced system they add, and whether
-    steps keep E."""
+    """What of a problem depends on neither state nor scale: the edges in stretches, where in the reduced system they add, whether steps
+    keep E, and the rays of each stretch (`Chunk.rays`), once known, where they stay the same and steps keep E, which is larger."""
 
     stretches: list[Stretch]
     pattern: Pattern
     free: Tensor
     keep: bool
+    rays: dict[int, tuple[Tensor, Tensor]] | None
 
     @classmethod
     def of(cls, problem: Problem, share: float = 1.0) -> _Plan:
@@ -216,11 +217,16 @@ class _Plan:
         pattern = Pattern.of(len(free), [_slots(stretch, slot, len(free)) for stretch in stretches])
         n, points = len(problem.intrinsics), problem.uv.shape[1]
         size = 8 * points * sum(slots.shape[0] * (6 * slots.shape[1] + n) for slots in pattern.slots)
-        return cls(stretches, pattern, free, backend_for(problem.uv) == "compiled" and size <= _KEPT_BYTES)
+        keep = backend_for(problem.uv) == "compiled" and size <= _KEPT_BYTES
+        return cls(stretches, pattern, free, keep, {} if keep and not n else None)
 
     def over(self, problem: Problem, state: State) -> Iterator[Chunk]:
         """The chunks at a state, one after the other."""
-        return (Chunk(problem, state, stretch) for stretch in self.stretches)
+        for number, stretch in enumerate(self.stretches):
+            chunk = Chunk(problem, state, stretch, self.rays.get(number) if self.rays is not None else None)
+            if self.rays is not None:
+                self.rays[number] = chunk.rays
+            yield chunk
 
 
 def _slots(stretch: Stretch, slot: Tensor, cameras: int) -> Tensor:
@@ -375,6 +381,7 @@ class Chunk:
     problem: Problem
     state: State
     stretch: Stretch
+    known_rays: tuple[Tensor, Tensor] | None = None
 
     @property
     def keyframes(self) -> slice:
@@ -432,6 +439,8 @@ class Chunk:
     @cached_property
     def rays(self) -> tuple[Tensor, Tensor]:
         """Rays (S, P, 3), z = 1, of the points and how the free intrinsics move them (S, P, 2, n)."""
+        if self.known_rays is not None:
+            return self.known_rays
         problem, params = self.problem, self.state.params
         uv, n = problem.uv[self.keyframes], len(problem.intrinsics)
         if backend_for(params) != "compiled":
@@ -440,7 +449,8 @@ class Chunk:
             return rays, by_slot @ basis
         rays, slope = params.new_empty(*uv.shape[:2], 3), params.new_empty(*uv.shape[:2], 2, n)
         common = (uv.contiguous().numpy(), *_compiled_camera(problem, self.state), rays.numpy(), slope.numpy())
-        parallel.spans(lambda first, last: fused.rays(first, last, *common), len(uv), cameras.NEWTON_ITERATIONS * uv.shape[0] * uv.shape[1])
+        work = (1 if problem.model == "pinhole" else cameras.NEWTON_ITERATIONS) * uv.shape[0] * uv.shape[1]
+        parallel.spans(lambda first, last: fused.rays(first, last, *common), len(uv), work)
         return rays, slope
 
     @property
@@ -574,19 +584,20 @@ def condense_compiled(chunk: Chunk, scale: float, wanted: bool = True, keep: boo
     edges, span, n, points, width = len(chunk.stretch.destination), chunk.sources, len(chunk.problem.intrinsics), chunk.points, chunk.width
     common, problem = _compiled_arguments(chunk), chunk.problem
     shapes = ((edges, 6, 6), (edges, 6), (edges, 6, n), (span, n, n), (span, n), (span, width, width), (span, width), (span, points))
-    sums = tuple(torch.zeros(shape, dtype=torch.float64) for shape in (*shapes, (span, points), (span, 2)))
-    kept = torch.empty(span if wanted and keep else 0, width, points, dtype=torch.float64)
-    arrays = tuple(x.numpy() for x in (kept, *sums))
+    sums = zeros_together(*shapes, (span, points), (span, 2))
+    kept = np.empty((span if wanted and keep else 0, width, points))
 
     def task(a: int, b: int) -> None:
         robust = (scale * scale, problem.near, problem.rotation_only, problem.depth_prior, wanted)
-        fused.condense(a, b, *common, *robust, *arrays)
+        fused.condense(a, b, *common, *robust, kept, *sums)
 
     parallel.spans(task, span, edges * points)
-    Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, totals = sums
-    over_sources, seen = (Hkk.sum(0), gk.sum(0)), (float(totals[:, 0].sum()), float(totals[:, 1].sum()))
-    found = Condensed(Hjj, gj, Hjk, *over_sources, matrix, vector, C, w, *seen, kept if len(kept) else None)
-    return found if wanted else replace(found, matrix=None, vector=None)
+    *by_source, totals = sums
+    by_source[3:5] = (x.sum(0) for x in by_source[3:5])
+    Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w = (torch.from_numpy(x) for x in by_source)
+    cost, mass = totals.sum(0).tolist()
+    eliminated = (matrix, vector) if wanted else (None, None)
+    return Condensed(Hjj, gj, Hjk, Hkk, gk, *eliminated, C, w, cost, mass, torch.from_numpy(kept) if len(kept) else None)
 
 
 @dataclass(frozen=True)
@@ -772,26 +783,39 @@ def _step(problem: Problem, state: State, system: _System, damping: float, plan:
     pose, shared = delta[: 6 * len(free)].view(-1, 6), delta[6 * len(free) :]
     moves = torch.zeros(len(problem.uv), 6, dtype=delta.dtype, device=delta.device)
     moves[free] = pose
-    change = system.w.clone()
+    left = system.w.clone()
     for chunk, kept in zip(plan.over(problem, state), system.kept, strict=True):
         if kept is None:
-            change[chunk.keyframes] -= back_substitute(chunk, system.scale, chunk.between(moves), shared)
+            left[chunk.keyframes] -= back_substitute(chunk, system.scale, chunk.between(moves), shared)
         else:
-            change[chunk.keyframes] -= substitute(chunk.stretch, kept, system.C[chunk.keyframes], moves, shared)
-    change = change / system.C * problem.free_depth[:, None]
-    depth = state.inverse_depth
-    change = change.clamp(-0.5 * depth, 2.0 * depth)
-    rotation, translation = state.rotation.clone(), state.translation.clone()
-    rotation[free], translation[free] = perturb(pose, state.rotation[free], state.translation[free])
-    params = state.params.clone()
-    for position, free_intrinsic in enumerate(problem.intrinsics):
-        value = shared[position]
-        if free_intrinsic.name == "focal":
+            left[chunk.keyframes] -= substitute(chunk.stretch, kept, system.C[chunk.keyframes], moves, shared)
+    rotation, translation = perturb(moves, state.rotation, state.translation)
+    depth = move_depths(state.inverse_depth, left, system.C, problem.free_depth)
+    return State(rotation, translation, depth, move_intrinsics(problem, state.params, shared))
+
+
+def move_depths(depth: Tensor, left: Tensor, C: Tensor, free: Tensor) -> Tensor:
+    """Inverse depths (K, P) after a step left / C of those that are free (K,): it halves or triples one at most."""
+    if backend_for(depth) == "compiled":
+        out = torch.empty(depth.shape, dtype=depth.dtype)
+        fused.move_depths(*(x.contiguous().numpy() for x in (depth, left, C, free)), out.numpy())
+        return out
+    change = left / C * free[:, None]
+    return (depth + change.clamp(-0.5 * depth, 2.0 * depth)).clamp(fused.FARTHEST, fused.NEAREST)
+
+
+def move_intrinsics(problem: Problem, params: Tensor, shared: Tensor) -> Tensor:
+    """Parameters (9,) after a step of the free intrinsics (n,), which is shortened where it is long."""
+    if not problem.intrinsics:
+        return params
+    params = params.clone()
+    for value, free in zip(shared, problem.intrinsics, strict=True):
+        if free.name == "focal":
             params[:2] = params[:2] * torch.exp(value.clamp(-0.2, 0.2))
         else:
-            limit = 0.1 * float(params[0]) if free_intrinsic.name in ("cx", "cy") else 0.1
-            params[SLOTS[free_intrinsic.name][0]] += value.clamp(-limit, limit)
-    return State(rotation, translation, (depth + change).clamp(1e-4, 1e4), params)
+            limit = 0.1 * float(params[0]) if free.name in ("cx", "cy") else 0.1
+            params[SLOTS[free.name][0]] += value.clamp(-limit, limit)
+    return params
 
 
 def solve(problem: Problem, state: State, schedule: Schedule) -> tuple[State, Report]:

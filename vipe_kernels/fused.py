@@ -26,6 +26,8 @@ _FLATTEST = 0.02
 """Cosine from the axis of a frame's camera beyond which a point is taken to be behind it."""
 LEAST_CURVATURE = 1e-12
 """Of an inverse depth: below, it is taken to be held."""
+FARTHEST, NEAREST = 1e-4, 1e4
+"""Least and greatest inverse depth."""
 
 MODEL_CODES = {"pinhole": 0, "brown": 1, "fisheye": 2}
 INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2, "cx": 3, "cy": 4}
@@ -389,6 +391,16 @@ def scores(
         for m in range(n):
             for o in range(m):
                 hessian[s, o, m] = hessian[s, m, o]
+
+
+@compiled
+def move_depths(depth, left, C, free, out):
+    """Fills out (K, P) with inverse depths after a step left / C of those that are free (K,): see `bundle.move_depths`."""
+    for k in range(depth.shape[0]):
+        for p in range(depth.shape[1]):
+            d = depth[k, p]
+            change = left[k, p] / C[k, p] if free[k] else 0.0
+            out[k, p] = min(max(d + min(max(change, -0.5 * d), 2.0 * d), FARTHEST), NEAREST)
 
 
 @compiled

@@ -9,6 +9,8 @@ however long the video is. It is factorised in blocks on the CPU (`block_cholesk
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,12 +87,13 @@ class Reduced:
 
     def __init__(self, pattern: Pattern, intrinsics: int, like: Tensor) -> None:
         self.pattern, self.n = pattern, intrinsics
-        zeros = like.new_zeros
-        self.blocks = zeros(len(pattern.rows) + 1, 6, 6)
-        self.border = zeros(pattern.cameras + 1, 6, intrinsics)
-        self.corner = zeros(intrinsics, intrinsics)
-        self.poses = zeros(pattern.cameras + 1, 6)
-        self.shared = zeros(intrinsics)
+        count = pattern.cameras + 1
+        shapes = ((len(pattern.rows) + 1, 6, 6), (count, 6, intrinsics), (intrinsics, intrinsics), (count, 6), (intrinsics,))
+        if backend_for(like) == "compiled":
+            zeros = [torch.from_numpy(x) for x in zeros_together(*shapes)]
+        else:
+            zeros = [like.new_zeros(shape) for shape in shapes]
+        self.blocks, self.border, self.corner, self.poses, self.shared = zeros
 
     def add(self, chunk: int, matrix: Tensor, vector: Tensor) -> None:
         """Add what each source of a chunk says about the cameras it touches and the intrinsics: (S, W, W), (S, W), W = 6 D + n."""
@@ -115,7 +118,8 @@ class Reduced:
 
     def diagonal(self) -> Tensor:
         """(6 N + n,)."""
-        return torch.cat([self.blocks[self.pattern.own].diagonal(dim1=1, dim2=2).ravel(), self.corner.diagonal()])
+        poses = self.blocks.diagonal(dim1=1, dim2=2)[self.pattern.own].ravel()
+        return torch.cat([poses, self.corner.diagonal()]) if self.n else poses
 
     def barely(self) -> Tensor:
         """(6 N + n,) to add where nothing is to be damped and an inverse is wanted."""
@@ -147,6 +151,8 @@ class Reduced:
                 raise np.linalg.LinAlgError
             return torch.cholesky_solve(self.gradient().unsqueeze(-1), factor).squeeze(-1)
         count, extra = 6 * self.pattern.cameras, added.cpu().numpy()
+        if self.n == 0:
+            return torch.from_numpy(self._cameras(extra)(self.poses[:-1].reshape(-1, 1).cpu().numpy()).ravel()).to(self.poses)
         border = self._border()
         solved = self._cameras(extra[:count])(np.column_stack([border, self.poses[:-1].reshape(-1, 1).cpu().numpy()]))
         by_shared, alone = solved[:, :-1], solved[:, -1]
@@ -201,6 +207,13 @@ class Reduced:
         if panels is None:
             raise np.linalg.LinAlgError("the cameras are not determined")
         return lambda right: elimination.solve(panels, right)
+
+
+def zeros_together(*shapes: tuple[int, ...]) -> list[NDArray[np.float64]]:
+    """Arrays of zeros that share one piece of memory: of many small ones each costs more to ask for than to fill."""
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    memory = np.zeros(ends[-1])
+    return [memory[end - math.prod(shape) : end].reshape(shape) for shape, end in zip(shapes, ends, strict=True)]
 
 
 def _add_at(out: Tensor, index: Tensor, rows: Tensor) -> None:

@@ -21,6 +21,7 @@ from vipe_dag.results import Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_kernels import epipolar, parallel, tracking
 from vipe_kernels.parallel import our_threads
+from vipe_kernels.tracking import Features
 
 Flow = NDArray[np.float32]
 
@@ -32,6 +33,7 @@ _BLOCK = 16
 _REFINEMENTS = 2
 """Of dense flow: more change the motion by less than one part in a hundred, and the consistent share by one to three."""
 _CUT_CONSISTENT = 0.10
+_CUT_FEATURES = 1000
 _CUT_MATCHES = 15
 
 
@@ -75,10 +77,31 @@ def _flow(a: _Small, b: _Small, guess: Flow | None) -> Flow:
     return np.asarray(dis.calc(a.image, b.image, None if guess is None else guess.copy()), np.float32)
 
 
+class _Flows:
+    """Flows between frames. One that is expected to be asked for is made on another thread meanwhile."""
+
+    def __init__(self) -> None:
+        self._expected: tuple[_Small, _Small, Callable[[], Flow]] | None = None
+
+    def expect(self, a: _Small, b: _Small, guess: Flow | None) -> None:
+        self._expected = a, b, parallel.later(partial(_flow, a, b, guess))
+
+    def between(self, a: _Small, b: _Small, guess: Flow | None) -> Flow:
+        """`_flow`; guess: the same as where it was expected."""
+        if self._expected is not None and self._expected[0] is a and self._expected[1] is b:
+            return self._expected[2]()
+        return _flow(a, b, guess)
+
+
+def _at_places(a: _Small, flow: Flow) -> Flow:
+    """(N, 2) of the flow from a frame."""
+    return flow[a.places[:, 1], a.places[:, 0]]
+
+
 def _motion(a: _Small, b: _Small, forward: Flow) -> tuple[float, float]:
     """Median length of the flow a -> b over the places of a, and the share of those that flow back to where they came from."""
     backward = _flow(b, a, -forward)
-    flow = forward[a.places[:, 1], a.places[:, 0]]
+    flow = _at_places(a, forward)
     uv = a.places.astype(np.float32)
     there = uv + flow
     closing = there + tracking.sample(backward, there) - uv
@@ -88,11 +111,21 @@ def _motion(a: _Small, b: _Small, forward: Flow) -> tuple[float, float]:
     return float(np.median(moved[good] if good.sum() > 20 else moved)), float(good.mean())
 
 
+def _is_cut(frames: FrameSequence, row: int, segment: NDArray[np.int32]) -> bool:
+    """Whether a row that has little in common with the one before begins a shot: neither they nor those around show the same place."""
+    ahead, behind = min(len(frames) - 1, row + 2), max(0, row - 2)
+    if segment[behind] != segment[row]:
+        behind = row - 1
+    return not _same_place(frames, [(row - 1, row), (behind, ahead), (row - 1, ahead)])
+
+
 def _same_place(frames: FrameSequence, rows: list[tuple[int, int]]) -> bool:
     """Whether any pair of rows shows the same rigid place: enough SIFT matches that agree on one epipolar geometry."""
-    unit = tracking.pixel_unit(frames.width, frames.height)
+    unit, known = tracking.pixel_unit(frames.width, frames.height), dict[int, Features]()
     for first, second in rows:
-        a, b = (tracking.detect(frames.luma(row), 1000) for row in (first, second))
+        missing = [row for row in (first, second) if row not in known]
+        known.update(zip(missing, parallel.each(lambda row: tracking.detect(frames.luma(row), _CUT_FEATURES), missing), strict=True))
+        a, b = known[first], known[second]
         pairs = tracking.match(a, b)
         if len(pairs) >= _CUT_MATCHES and epipolar.verify(a.uv[pairs[:, 0]], b.uv[pairs[:, 1]], 2.0 * unit).sum() >= _CUT_MATCHES:
             return True
@@ -133,44 +166,48 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
     sharpness[0] = last.sharpness
     static_limit = _STATIC_PX * max(frames.width, frames.height) / 640.0
     following = next(shrunk)
-    onward: Callable[[], Flow] = partial(_flow, anchor, following, None)
+    flows, flow = _Flows(), None
+    begun, reach = 0, total
+
+    def expect_next(flow: Flow) -> None:
+        """The flow to the next frame: from this one if it is so far that it becomes a keyframe."""
+        if scale * float(np.median(np.linalg.norm(_at_places(anchor, flow), axis=1))) > limit:
+            flows.expect(current, following, None)
+        else:
+            flows.expect(anchor, following, flow)
+
     for row in range(1, total):
         current, following = following, next(shrunk, following)
         sharpness[row] = current.sharpness
         texture_share.append(current.textured)
         segment[row] = segment[row - 1]
-        flow = onward()
-        # most frames are no keyframes: while this one is judged, another thread looks how the next has moved from the same
-        if row + 1 < total:
-            onward = parallel.later(partial(_flow, anchor, following, flow))
+        flow = flows.between(anchor, current, flow)
+        if row - begun < reach:
+            expect_next(flow)
+        else:  # the last time this far from a keyframe was too far
+            flows.expect(last, current, None)
         moved, share = _motion(anchor, current, flow)
         if share < config.consistent and anchor is not last:
             # Too far from the last keyframe: the previous frame becomes one, and motion is measured from there.
             if keyframe[-1] != row - 1:
                 keyframe.append(row - 1)
-            anchor = last
-            flow = _flow(anchor, current, None)
-            onward = partial(_flow, anchor, following, flow)
+            anchor, begun, reach = last, row - 1, row - begun
+            flow = flows.between(anchor, current, None)
+            expect_next(flow)
             moved, share = _motion(anchor, current, flow)
-        if share < _CUT_CONSISTENT:
-            ahead = min(total - 1, row + 2)
-            behind = max(0, row - 2)
-            if segment[behind] != segment[row]:
-                behind = row - 1
-            if not _same_place(frames, [(row - 1, row), (behind, ahead), (row - 1, ahead)]):
-                if keyframe[-1] != row - 1:
-                    keyframe.append(row - 1)
-                segment[row] += 1
-                keyframe.append(row)
-                anchor, onward = current, partial(_flow, current, following, None)
-                last = current
-                if progress:
-                    progress(row)
-                continue
-        motion[row] = moved * scale
-        if moved * scale > limit or share < config.consistent:
+        else:
+            reach = max(reach, row - begun + 1)
+        if share < _CUT_CONSISTENT and _is_cut(frames, row, segment):
+            if keyframe[-1] != row - 1:
+                keyframe.append(row - 1)
+            segment[row] += 1
+            chosen = True
+        else:
+            motion[row] = moved * scale
+            chosen = moved * scale > limit or share < config.consistent
+        if chosen:
             keyframe.append(row)
-            anchor, onward = current, partial(_flow, current, following, None)
+            anchor, begun, flow = current, row, None
         last = current
         if progress:
             progress(row)
