@@ -280,7 +280,7 @@ def test_overlap_is_symmetric_and_falls_with_the_angle_between_views() -> None:
 @settings(max_examples=10)
 def test_revisits_are_far_apart_in_time_and_within_the_budget(radius: int, budget: float) -> None:
     scene = exact_map(rig(keyframes=8, points=48, baseline=0.05))
-    pairs = revisits.far_pairs(scene, range(8), radius, budget)
+    pairs = revisits.far_pairs(scene, range(8), revisits.likeness(scene, range(8)), radius, budget)
     assert all(b - a > radius for a, b in pairs)
     assert len(set(pairs)) == len(pairs) <= max(1, int(8 * budget)) * 4 / 3
     assert pairs
@@ -288,9 +288,10 @@ def test_revisits_are_far_apart_in_time_and_within_the_budget(radius: int, budge
 
 def test_in_a_long_video_neighbouring_keyframes_share_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = exact_map(rig(keyframes=8, points=48, baseline=0.05))
-    alone = revisits.far_pairs(scene, range(8), 1, 3.0)
+    alike = revisits.likeness(scene, range(8))
+    alone = revisits.far_pairs(scene, range(8), alike, 1, 3.0)
     monkeypatch.setattr(revisits, "_PLACES", 2)
-    shared = revisits.far_pairs(scene, range(8), 1, 3.0)
+    shared = revisits.far_pairs(scene, range(8), alike, 1, 3.0)
     assert 0 < len(shared) < len(alone)
     assert all(max(abs(a - c), abs(b - d)) > 4 for (a, b), (c, d) in itertools.combinations(shared, 2))
 

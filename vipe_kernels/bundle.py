@@ -596,8 +596,8 @@ def condense_compiled(chunk: Chunk, scale: float, wanted: bool = True, keep: boo
     by_source[3:5] = (x.sum(0) for x in by_source[3:5])
     Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w = (torch.from_numpy(x) for x in by_source)
     cost, mass = totals.sum(0).tolist()
-    eliminated = (matrix, vector) if wanted else (None, None)
-    return Condensed(Hjj, gj, Hjk, Hkk, gk, *eliminated, C, w, cost, mass, torch.from_numpy(kept) if len(kept) else None)
+    found = Condensed(Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, cost, mass, torch.from_numpy(kept) if len(kept) else None)
+    return found if wanted else replace(found, matrix=None, vector=None)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vipe_dag.stages.mapping import Map, pixels_schedule, tensor
-from vipe_kernels import cameras
+from vipe_kernels import cameras, parallel
 
 Float = NDArray[np.float64]
 
@@ -124,30 +124,30 @@ def launch(
     thorough: bool,
     most: int | None = None,
 ) -> float:
-    """Place a window by the best hypothesis, in place, first keyframe at identity; returns its robust cost. Intrinsics stay as they are.
+    """Place a window by the best hypothesis, first keyframe at identity; returns its robust cost. Intrinsics stay as they are.
 
-    pair: the `widest_pair`. thorough: try the moving hypotheses even where two-view geometry gave an answer.
+    pair: the `widest_pair`. thorough: try the moving hypotheses even where two-view geometry gave an answer. most: points of each keyframe
+    that are adjusted.
     """
-    hypotheses: list[Callable[[], bool]] = [
-        partial(from_pair, scene, window, pair, most),
-        *(partial(_turning, scene, window, pace) for pace in (0.0, _PACE, -_PACE)),
+    hypotheses: list[Callable[[Map], bool]] = [
+        lambda trial: from_pair(trial, window, pair, most),
+        *(partial(_turning, window=window, pace=pace) for pace in (0.0, _PACE, -_PACE)),
     ]
-    best: dict[int, tuple[Float, Float, Float]] = {}
-    lowest = float("inf")
     steps = (6,) + (5,) * (len(scales) - 1)
-    for hypothesis in hypotheses:
-        if best and not thorough:
-            break
-        for k in window:
-            scene.forget(k)
-        if not hypothesis():
-            continue
-        report = scene.adjust(window[1:], window[:1], pixels_schedule(scales, steps, scene.m.unit), most=most)
-        if report.cost < lowest:
-            lowest = report.cost
-            best = {k: (scene.rotation[k], scene.translation[k], scene.inverse_depth[k]) for k in window}
-    for k, placed in best.items():
-        scene.place(k, *placed)
+
+    def attempt(hypothesis: Callable[[Map], bool]) -> tuple[float, Map]:
+        trial = Map(scene.m, scene.model, scene.params)
+        trial.edges = scene.edges
+        placed = hypothesis(trial)
+        schedule = pixels_schedule(scales, steps, scene.m.unit)
+        return trial.adjust(window[1:], window[:1], schedule, most=most).cost if placed else float("inf"), trial
+
+    first = [] if thorough else [attempt(hypotheses[0])]
+    found = first if first and np.isfinite(first[0][0]) else first + parallel.each(attempt, hypotheses[len(first) :])
+    lowest, best = min(found, key=lambda tried: tried[0])
+    scene.steps += sum(trial.steps for _, trial in found)
+    for k in window:
+        scene.place(k, best.rotation[k], best.translation[k], best.inverse_depth[k])
     scene.anchor(window)
     scene.rescale(window)
     return lowest

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +104,7 @@ class Mapper:
         self.held = tuple(Intrinsic("focal", focal, _HELD_STD) for free in intrinsics if free.name == "focal")
         self.unit = scene.m.unit
         self.lost: list[tuple[int, ...]] = []
-        self._likeness: NDArray[np.float32] | None = None
+        self.likeness: Callable[[], NDArray[np.float32]] = partial(likeness, scene, range(len(shot)))
 
     def build(self, still: bool, progress: Callable[[], None]) -> list[Segment]:
         """Pose all keyframes; returns the worlds they fall into, by first keyframe, without those of a shot that fit into none of its
@@ -117,6 +118,8 @@ class Mapper:
             start, parallax = best_start(self.scene, runs(sorted(waiting - refused), self.shot), self.config.start_window)
             if len(start) < 2 or parallax < self.config.min_parallax:
                 break
+            if not worlds and not refused:  # growing leaves a thread idle
+                self.likeness = cache(parallel.later(self.likeness))
             begun = self.begin(start)
             if not begun:
                 refused |= set(start)
@@ -237,12 +240,10 @@ class Mapper:
         """The waiting keyframe that shares most verified features with a posed one, and the posed ones it shares them with."""
         if not waiting:
             return None
-        if self._likeness is None:
-            self._likeness = likeness(self.scene, range(len(self.shot)))
         best: tuple[int, int, int] | None = None
         known = np.array(sorted(posed))
         for run in runs(sorted(waiting), self.shot):
-            alike = self._likeness[np.array(run)][:, known]
+            alike = self.likeness()[np.array(run)][:, known]
             for index in np.argsort(-alike, axis=None, kind="stable")[:_MEET_TRIES]:
                 row, column = np.unravel_index(index, alike.shape)
                 if alike[row, column] < _MEET_LIKENESS:
@@ -347,7 +348,8 @@ class Mapper:
         moved along, leave gaps as well, so what was pulled is kept only if that explains more.
         """
         config, scene = self.config, self.scene
-        candidates = sorted(pair for pair in far_pairs(scene, keyframes, config.radius, config.revisits) if pair not in scene.edges)
+        alike = self.likeness()[np.ix_(keyframes, keyframes)]
+        candidates = sorted(pair for pair in far_pairs(scene, keyframes, alike, config.radius, config.revisits) if pair not in scene.edges)
         matched = parallel.each(lambda pair: len(scene.m.matches(*pair)) > 0, candidates)
         added = both_ways(pair for pair, known in zip(candidates, matched, strict=True) if known)
         progress()

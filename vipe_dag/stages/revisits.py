@@ -69,9 +69,11 @@ def likeness(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
     return np.asarray(histogram @ histogram.T, np.float32)
 
 
-def far_pairs(scene: Map, keyframes: Sequence[int], radius: int, per_keyframe: float) -> list[tuple[int, int]]:
-    """Candidates (earlier, later), best first: overlapping by the map, then alike by appearance. At most `per_keyframe` times the number
-    of keyframes, or of places where there are fewer.
+def far_pairs(
+    scene: Map, keyframes: Sequence[int], alike: NDArray[np.float32], radius: int, per_keyframe: float
+) -> list[tuple[int, int]]:
+    """Candidates (earlier, later), best first: overlapping by the map, then alike by appearance, `likeness` (K, K). At most `per_keyframe`
+    times the number of keyframes, or of places where there are fewer.
 
     A chosen pair suppresses its neighbours, direct ones or those of the same places, so that the budget is spent on different places.
     """
@@ -79,7 +81,7 @@ def far_pairs(scene: Map, keyframes: Sequence[int], radius: int, per_keyframe: f
     if count <= radius + 1:
         return []
     i, j = np.triu_indices(count, radius + 1)
-    by_map, by_look = overlap(scene, keyframes)[i, j], likeness(scene, keyframes)[i, j]
+    by_map, by_look = overlap(scene, keyframes)[i, j], alike[i, j]
     budget, apart = max(1, int(per_keyframe * min(count, _PLACES))), max(1, count // _PLACES)
     chosen: list[tuple[int, int]] = []
     blocked = np.zeros((count, count), bool)
