@@ -13,6 +13,7 @@ block-sparse (`reduced`), and E is kept only where it is small, else formed agai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -348,10 +349,6 @@ def _intrinsic_basis(problem: Problem, params: Tensor) -> Tensor:
         for slot in SLOTS[free.name]:
             basis[columns.index(slot), position] = params[slot] if free.name == "focal" else 1.0
     return basis
-
-
-def _intrinsic_values(problem: Problem, params: Tensor) -> Tensor:
-    return torch.stack([torch.log(params[0]) if f.name == "focal" else params[SLOTS[f.name][0]] for f in problem.intrinsics])
 
 
 @dataclass(frozen=True)
@@ -739,7 +736,8 @@ def _priors(problem: Problem, state: State) -> list[tuple[float, float]]:
     """Precision of the prior of each free intrinsic (0: none), and how far its mean is from the value."""
     if not problem.intrinsics:
         return []
-    values = _intrinsic_values(problem, state.params).tolist()
+    params = state.params.tolist()
+    values = [math.log(params[0]) if free.name == "focal" else params[SLOTS[free.name][0]] for free in problem.intrinsics]
     known = [(0.0 if free.prior_std == float("inf") else 1.0 / free.prior_std**2, free) for free in problem.intrinsics]
     return [(precision, free.prior_mean - value if precision else 0.0) for (precision, free), value in zip(known, values, strict=True)]
 
@@ -808,14 +806,13 @@ def move_intrinsics(problem: Problem, params: Tensor, shared: Tensor) -> Tensor:
     """Parameters (9,) after a step of the free intrinsics (n,), which is shortened where it is long."""
     if not problem.intrinsics:
         return params
-    params = params.clone()
-    for value, free in zip(shared, problem.intrinsics, strict=True):
-        if free.name == "focal":
-            params[:2] = params[:2] * torch.exp(value.clamp(-0.2, 0.2))
-        else:
-            limit = 0.1 * float(params[0]) if free.name in ("cx", "cy") else 0.1
-            params[SLOTS[free.name][0]] += value.clamp(-limit, limit)
-    return params
+    moved = params.tolist()
+    for value, free in zip(shared.tolist(), problem.intrinsics, strict=True):
+        limit = {"focal": 0.2, "cx": 0.1 * moved[0], "cy": 0.1 * moved[0]}.get(free.name, 0.1)
+        step = min(max(value, -limit), limit)
+        for slot in SLOTS[free.name]:
+            moved[slot] = moved[slot] * math.exp(step) if free.name == "focal" else moved[slot] + step
+    return params.new_tensor(moved)
 
 
 def solve(problem: Problem, state: State, schedule: Schedule) -> tuple[State, Report]:

@@ -438,9 +438,10 @@ def couple(starts, ad, Hjj, gj, Hjk, Hkk, gk, matrix, vector, slots, table, bloc
     n, wide = len(gk), 6 * slots.shape[1]
     back, across = np.zeros((6, 6)), np.zeros((6, 6))
     for s in range(len(starts) - 1):
-        for i in range(slots.shape[1]):
+        places = 1 + starts[s + 1] - starts[s]
+        for i in range(places):
             camera = slots[s, i]
-            for j in range(slots.shape[1]):
+            for j in range(places):
                 block = blocks[table[s, i, j]]
                 for k in range(6):
                     for m in range(6):

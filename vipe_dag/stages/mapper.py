@@ -43,6 +43,7 @@ _ENOUGH_POINTS = 20
 _HOLDS = 0.5
 """Share of the measurements that the cameras of a first window, or that of a keyframe found again, have to explain."""
 
+_WIDE_STEPS = 2
 _WIDEST = 64.0
 """No robust kernel is wider, in pixels of a 640-pixel picture."""
 
@@ -281,10 +282,18 @@ class Mapper:
         self.scene.adjust(sorted(free), fixed, schedule, most=_FEW_POINTS)
 
     def everything(
-        self, keyframes: Sequence[int], scales: tuple[float, ...], steps: int, intrinsics: tuple[Intrinsic, ...], most: int | None = None
+        self,
+        keyframes: Sequence[int],
+        scales: tuple[float, ...],
+        steps: int,
+        intrinsics: tuple[Intrinsic, ...],
+        most: int | None = None,
+        wide: tuple[float, ...] = (),
     ) -> Report:
-        """Adjust all keyframes given, and the intrinsics, by at most so many points of each; the first keyframe stays where it is."""
-        schedule = pixels_schedule(scales, (steps,) * len(scales), self.unit, tolerance=3e-4)
+        """Adjust all keyframes given, and the intrinsics, by at most so many points of each; the first keyframe stays where it is. wide:
+        scales before the others, at each of which a step or two lead to where the next takes over."""
+        most_steps = (_WIDE_STEPS,) * len(wide) + (steps,) * len(scales)
+        schedule = pixels_schedule((*wide, *scales), most_steps, self.unit, tolerance=3e-4)
         self.scene.anchor(keyframes)
         report = self.scene.adjust(keyframes[1:], keyframes[:1], schedule, intrinsics, most=most)
         self.scene.rescale(keyframes)
@@ -369,12 +378,10 @@ class Mapper:
         wide = tuple(config.global_scales[0] * 2.0**n for n in range(halvings, 0, -1))
         scene.edges.update((pair, scene.m.matched_edge(*pair)) for pair in pairs)
         cost = []
-        for scales in (
-            config.global_scales[-1:],
-            (*wide, *config.global_scales),
-        ):  # without, the last scale will do: it was adjusted before
+        # without, the last scale will do: it was adjusted before
+        for first, scales in (((), config.global_scales[-1:]), (wide, config.global_scales)):
             before = scene.snapshot()
-            cost.append(self.everything(keyframes, scales, config.global_steps, self.intrinsics, _FEW_POINTS).cost)
+            cost.append(self.everything(keyframes, scales, config.global_steps, self.intrinsics, _FEW_POINTS, first).cost)
         if cost[1] > cost[0]:
             scene.restore(before)
         for pair in pairs:
