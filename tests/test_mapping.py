@@ -455,9 +455,9 @@ def test_what_a_wide_kernel_pulled_is_kept_only_if_it_explains_more(
     scene, edges = mapper.scene, dict(mapper.scene.edges)
     pair, moved = (keyframes[0], keyframes[-1]), {"narrow": np.array([0.0, 0.0, 1.0]), "wide": np.array([0.0, 0.0, 2.0])}
 
-    def adjusted(keyframes: tuple[int, ...], scales: tuple[float, ...], *_: object) -> Report:
+    def adjusted(_k: object, _scales: object, _steps: int, _free: object, _most: int, wider: tuple[float, ...]) -> Report:
         assert pair in scene.edges
-        which = "wide" if scales[0] > 2.0 else "narrow"
+        which = "wide" if wider else "narrow"
         scene.place(keyframes[0], np.eye(3), moved[which], scene.inverse_depth[keyframes[0]])
         return Report(cost={"narrow": narrow, "wide": wide}[which])
 

@@ -69,9 +69,7 @@ def likeness(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
     return np.asarray(histogram @ histogram.T, np.float32)
 
 
-def far_pairs(
-    scene: Map, keyframes: Sequence[int], alike: NDArray[np.float32], radius: int, per_keyframe: float
-) -> list[tuple[int, int]]:
+def far_pairs(scene: Map, keyframes: Sequence[int], alike: NDArray[np.float32], radius: int, per_keyframe: float) -> list[tuple[int, int]]:
     """Candidates (earlier, later), best first: overlapping by the map, then alike by appearance, `likeness` (K, K). At most `per_keyframe`
     times the number of keyframes, or of places where there are fewer.
 
