@@ -22,7 +22,7 @@ from vipe_dag.synthetic import lens
 
 Verdict = Literal["right", "flagged", "wrong", ""]
 STILL_FLAGS = frozenset({"no_parallax", "static"})
-TRACK_FLAGS = frozenset({"no_parallax", "static", "low_texture", "lost_frames", "short", "focal_unobservable"})
+TRACK_FLAGS = frozenset({"no_parallax", "static", "low_texture", "lost_frames", "inconsistent", "short", "focal_unobservable"})
 """Words by which an answer owns up to a trajectory that cannot be trusted."""
 FOCAL_FLAGS = frozenset({"focal_unobservable", "focal_uncertain"})
 

@@ -276,6 +276,13 @@ def test_every_frame_of_a_camera_that_first_turns_in_place_is_right() -> None:
     assert miss.max() < 0.03  # metres, of a path of 1.6
 
 
+@pytest.mark.parametrize(
+    ("inliers", "wanted"), [((0.9, 0.8, 0.3), False), ((0.4, 0.9, 0.3), True), ((0.0, 0.0, 0.9), False), ((0.0,), False)]
+)
+def test_a_map_that_contradicts_most_measurements_says_so(inliers: tuple[float, ...], wanted: bool) -> None:
+    assert ba_poses.is_inconsistent(np.array(inliers)) == wanted
+
+
 def test_frames_lost_in_the_middle_of_a_shot_do_not_end_its_world() -> None:
     found, ate_percent = rearranged(tuple(range(20)), blind=(8, 9))
     assert not found.segment.any()

@@ -53,7 +53,7 @@ def test_a_miss_that_no_flag_announces_is_wrong() -> None:
     assert missed == ("ATE 2 % of path (asked 0.3)",)
 
 
-@pytest.mark.parametrize("flag", ["lost_frames", "low_texture", "no_parallax"])
+@pytest.mark.parametrize("flag", ["lost_frames", "inconsistent", "low_texture", "no_parallax"])
 def test_a_miss_of_the_trajectory_is_excused_by_a_flag_that_owns_up_to_it(flag: str) -> None:
     assert scores.judge({**GOOD, "ate_percent": 2.0}, (flag,), SHARP)[0] == "flagged"
 

@@ -153,6 +153,37 @@ def test_the_best_of_several_starts_wins() -> None:
     assert found.inliers > 0.95
 
 
+@pytest.mark.parametrize("model", ["pinhole", "brown", "fisheye"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_pose_that_no_start_leads_to_is_searched_for(model: str, seed: int) -> None:
+    v = views(model, seed, noise=0.2, outliers=0.4)
+    away = exp_se3(torch.tensor([[1.5, -1.0, 0.5, 0.2, 2.5, -0.3]], dtype=torch.float64))
+    starts = [((away[0] @ v.rotation[0])[0].numpy(), ((away[0] @ v.translation[0])[0] + away[1][0]).numpy())]
+    given_ = (v.points[0].numpy(), v.targets[0].numpy(), v.weights[0].numpy(), v.model, v.params.numpy(), starts, 1.0)
+    astray, found = resect(*given_), resect(*given_, search_below=0.5)
+    assert astray is not None
+    assert found is not None
+    assert astray.inliers < 0.3
+    assert found.inliers > 0.5
+    assert angle_deg(torch.from_numpy(found.rotation)[None], v.rotation[:1]).max() < 0.2
+
+
+def test_where_a_start_explains_enough_no_pose_is_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resection, "search", lambda *_: pytest.fail("searched"))
+    v = views()
+    starts = [(v.start[0][0].numpy(), v.start[1][0].numpy())]
+    found = resect(
+        v.points[0].numpy(), v.targets[0].numpy(), v.weights[0].numpy(), v.model, v.params.numpy(), starts, 1.0, search_below=0.9
+    )
+    assert found is not None
+    assert found.inliers > 0.99
+
+
+def test_points_at_infinity_are_nothing_to_search_by() -> None:
+    v = views(far=True)
+    assert resection.search(v.points[0].numpy(), v.targets[0].numpy(), v.weights[0].numpy(), v.model, v.params.numpy(), 1.0) is None
+
+
 def test_too_few_points_give_no_pose() -> None:
     v = views()
     weights = np.zeros(v.weights.shape[1])

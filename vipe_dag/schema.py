@@ -34,6 +34,7 @@ FLAGS = frozenset(
         "focal_uncertain",
         "low_texture",
         "lost_frames",
+        "inconsistent",
         "short",
         "depth_unknown",
     )

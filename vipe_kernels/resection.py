@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ Float = NDArray[np.float64]
 
 _SCALES = (16.0, 8.0, 4.0, 2.0, 1.5, 1.0)
 _STEPS = 3
+_SEARCHED, _SAMPLES = 256, 200
+"""Points among which a pose is searched for, and how often: three of them suffice where a third of all are right."""
 _SEEN = 0.05
 """Weight that is more than a trace."""
 
@@ -156,14 +159,58 @@ def resect_batch(
 
 
 def resect(
-    points: Float, targets: Float, weights: Float, model: str, params: Float, starts: Sequence[tuple[Float, Float]], unit: float
+    points: Float,
+    targets: Float,
+    weights: Float,
+    model: str,
+    params: Float,
+    starts: Sequence[tuple[Float, Float]],
+    unit: float,
+    search_below: float = 0.0,
 ) -> Resection | None:
     """One frame from several starts; the one that explains most weight wins. None with fewer than 6 points.
 
-    points (N, 4), targets (N, 2), weights (N,); starts: (rotation (3, 3), translation (3,)) world-to-camera.
+    points (N, 4), targets (N, 2), weights (N,); starts: (rotation (3, 3), translation (3,)) world-to-camera. Where none explains as much
+    weight as `search_below`, a start is searched for that depends on no guess (`search`).
     """
     if (weights > 0).sum() < 6:
         return None
+    found = _best(points, targets, weights, model, params, starts, unit)
+    if found.inliers < search_below:
+        start = search(points, targets, weights, model, params, unit)
+        if start is not None:
+            other = _best(points, targets, weights, model, params, [start], unit)
+            found = max(found, other, key=lambda pose: pose.inliers - 0.01 * pose.residual_px / unit)
+    return found
+
+
+def search(points: Float, targets: Float, weights: Float, model: str, params: Float, unit: float) -> tuple[Float, Float] | None:
+    """World-to-camera pose (rotation (3, 3), translation (3,)) on which most of the nearer points agree, by three points at a time (P3P in
+    RANSAC: Fischler and Bolles 1981). None: none was found. Arguments as of `resect`."""
+    known = np.flatnonzero((weights > _SEEN) & (points[:, 3] > 0))
+    known = known[np.unique(np.linspace(0, len(known) - 1, _SEARCHED).round().astype(int))] if len(known) > _SEARCHED else known
+    known = known[points[known, 3] > 1e-3 * np.median(points[known, 3])] if len(known) else known
+    if len(known) < 6:
+        return None
+    space = np.ascontiguousarray(points[known, :3] / points[known, 3:])
+    rays = cameras.unproject(torch.from_numpy(targets[known]), torch.from_numpy(params), model).numpy()
+    found, turn, translation, _ = cv2.solvePnPRansac(
+        space,
+        np.ascontiguousarray(rays[:, :2]),
+        np.eye(3),
+        None,
+        iterationsCount=_SAMPLES,
+        reprojectionError=3.0 * unit / params[0],
+        confidence=0.999,
+        flags=cv2.SOLVEPNP_P3P,
+    )
+    return (cv2.Rodrigues(turn)[0], translation.ravel()) if found else None
+
+
+def _best(
+    points: Float, targets: Float, weights: Float, model: str, params: Float, starts: Sequence[tuple[Float, Float]], unit: float
+) -> Resection:
+    """The pose that explains most weight of those that starts lead to."""
     count = len(starts)
     rotation = torch.from_numpy(np.stack([r for r, _ in starts]))
     translation = torch.from_numpy(np.stack([t for _, t in starts]))

@@ -32,6 +32,9 @@ is followed as well by them, and a handful of known ones would not do."""
 _INLIER_PX = 2.0
 """Residual, in pixels of a 640-pixel picture, up to which a measurement agrees with the map."""
 
+_AGREE = 0.5
+"""Share of the measurements of a keyframe that has to agree with its camera for it to be believed."""
+
 Progress = Callable[[str, float], None]
 
 
@@ -131,7 +134,8 @@ def solve(
     """Cameras of all frames. finds: what `intrinsics.calibrate` found in the same frames; emptied.
 
     Returns cam2world with the first keyframe of each segment at identity; the scale of a segment is arbitrary (median
-    depth 1 of its points). Flags: those of the inputs and `no_parallax`, `lost_frames`, `focal_unobservable`, `focal_uncertain`.
+    depth 1 of its points). Flags: those of the inputs and `no_parallax`, `lost_frames`, `inconsistent`, `focal_unobservable`,
+    `focal_uncertain`.
     """
     tell = progress or (lambda _phase, _share: None)
     measurements = Measurements(frames, config.grid_columns, config.matches, finds=finds)
@@ -204,6 +208,7 @@ def gather(
     if intrinsics.source != "given":
         flags |= focal_flags(quality.params_std[0] / scene.params[0] if parallax.any() else np.inf, config)
     said = {"no_parallax": not parallax.all(), "lost_frames": not tracked.all(), "segments": len(segments) > 1}
+    said["inconsistent"] = is_inconsistent(quality.inliers)
     flags = (flags - {"segments"}) | {word for word, holds in said.items() if holds}
     shape = (len(m.keyframes), *m.grid_shape)
     inverse_depth = np.stack([scene.inverse_depth[k][:count] for k in range(len(m.keyframes))])
@@ -228,6 +233,13 @@ def gather(
         iterations=scene.steps,
         flags=tuple(sorted(flags)),
     )
+
+
+def is_inconsistent(inliers: Float) -> bool:
+    """Whether cameras contradict most of what was measured, in half of the keyframes (K,) that anything was measured of: then the map is
+    wrong somewhere, however sure each part of it is."""
+    measured = inliers[inliers > 0]
+    return len(measured) > 0 and float(np.median(measured)) < _AGREE
 
 
 def focal_flags(std: float, config: BaPosesConfig) -> set[str]:

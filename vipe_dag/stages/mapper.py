@@ -40,6 +40,10 @@ _HELD_STD = 0.03
 _ENOUGH_POINTS = 20
 """A camera that fewer points agree on is chance: six of them fit any picture."""
 
+_DOUBTFUL = 0.6
+"""Share of the measurements of a keyframe below which its camera is looked for anew, from no guess. In most videos no keyframe explains
+less."""
+
 _HOLDS = 0.5
 """Share of the measurements that the cameras of a first window, or that of a keyframe found again, have to explain."""
 
@@ -231,7 +235,7 @@ class Mapper:
 
     def fits(self, k: int, known: list[int], inliers: float) -> bool:
         """Pose a keyframe from what is measured of it in known ones; False, and it is detached, where fewer than a share agree."""
-        found = self.scene.extend(k, known)
+        found = self.scene.extend(k, known, _DOUBTFUL)
         if found is None or found.inliers < inliers or found.agreeing < _ENOUGH_POINTS:
             self.scene.detach(k)
             return False

@@ -193,9 +193,9 @@ class Map:
         total = np.cumsum(edge.weight[order])
         return float(distance[order][np.searchsorted(total, 0.5 * total[-1])])
 
-    def extend(self, k: int, neighbours: Iterable[int]) -> Resection | None:
+    def extend(self, k: int, neighbours: Iterable[int], search_below: float = 0.0) -> Resection | None:
         """Pose keyframe k from posed neighbours whose points it sees; give its points the depths of what it sees of
-        them. None: not enough seen."""
+        them. None: not enough seen. search_below: see `resect`."""
         sources = [s for s in neighbours if s in self.rotation and (s, k) in self.edges]
         if not sources:
             return None
@@ -204,7 +204,7 @@ class Map:
         starts = [(self.rotation[nearest], self.translation[nearest])]
         turn = self.relative_rotation(nearest, k)
         starts.append((turn @ self.rotation[nearest], turn @ self.translation[nearest]))
-        found = resect(points, targets, weights, self.model, self.params, starts, unit=self.m.unit)
+        found = resect(points, targets, weights, self.model, self.params, starts, self.m.unit, search_below)
         if found is None:
             return None
         self.place(k, found.rotation, found.translation, self._borrow_depth(k, sources, found.rotation, found.translation))
