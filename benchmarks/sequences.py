@@ -81,6 +81,7 @@ SYNTHETIC = (
     Sequence("syn_drive", scene="street", options=_ROAD, target=_SHARP),
     Sequence("syn_straight", scene="straight", options=_ROAD, target=_SHARP),
     Sequence("syn_orbit", scene="orbit", options={**_PLACE, "n_frames": 100, "fps": 11.0}, target=_SHARP),
+    Sequence("syn_wide", scene="orbit", options={**_PLACE, "n_frames": 20, "fps": 2.2}, target=_SHARP),
     Sequence("syn_rotation", scene="rotation", options=_PLACE, target=_TURNING),
     Sequence("syn_static", scene="static", options={**_PLACE, "n_frames": 40}, target=Target(rotation=0.1, focal=1.0, still=True)),
     Sequence("syn_shake", scene="shake", options=_PLACE, target=_SHARP),
