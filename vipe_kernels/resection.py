@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -180,31 +181,31 @@ def resect(
         start = search(points, targets, weights, model, params, unit)
         if start is not None:
             other = _best(points, targets, weights, model, params, [start], unit)
-            found = max(found, other, key=lambda pose: pose.inliers - 0.01 * pose.residual_px / unit)
+            found = max(found, other, key=lambda pose: _score(pose.inliers, pose.residual_px, unit))
     return found
 
 
 def search(points: Float, targets: Float, weights: Float, model: str, params: Float, unit: float) -> tuple[Float, Float] | None:
     """World-to-camera pose (rotation (3, 3), translation (3,)) on which most of the nearer points agree, by three points at a time (P3P in
     RANSAC: Fischler and Bolles 1981). None: none was found. Arguments as of `resect`."""
-    known = np.flatnonzero((weights > _SEEN) & (points[:, 3] > 0))
-    known = known[np.unique(np.linspace(0, len(known) - 1, _SEARCHED).round().astype(int))] if len(known) > _SEARCHED else known
-    known = known[points[known, 3] > 1e-3 * np.median(points[known, 3])] if len(known) else known
+    known = np.flatnonzero((weights > _SEEN) & (points[:, 3] > 1e-3 * np.median(points[:, 3])))
     if len(known) < 6:
         return None
+    known = known[np.linspace(0, len(known) - 1, min(len(known), _SEARCHED)).round().astype(int)]
     space = np.ascontiguousarray(points[known, :3] / points[known, 3:])
     rays = cameras.unproject(torch.from_numpy(targets[known]), torch.from_numpy(params), model).numpy()
-    found, turn, translation, _ = cv2.solvePnPRansac(
-        space,
-        np.ascontiguousarray(rays[:, :2]),
-        np.eye(3),
-        None,
-        iterationsCount=_SAMPLES,
-        reprojectionError=3.0 * unit / params[0],
-        confidence=0.999,
-        flags=cv2.SOLVEPNP_P3P,
-    )
+    threshold = 3.0 * unit / params[0]
+    settings = {"iterationsCount": _SAMPLES, "reprojectionError": threshold, "confidence": 0.999, "flags": cv2.SOLVEPNP_P3P}
+    try:
+        found, turn, translation, _ = cv2.solvePnPRansac(space, np.ascontiguousarray(rays[:, :2]), np.eye(3), None, **settings)
+    except cv2.error:  # raised instead of an answer where what agrees is degenerate
+        return None
     return (cv2.Rodrigues(turn)[0], translation.ravel()) if found else None
+
+
+def _score(inliers: Any, residual_px: Any, unit: float) -> Any:
+    """By which of several poses is chosen: the share that agrees, then how well."""
+    return inliers - 0.01 * residual_px / unit
 
 
 def _best(
@@ -224,7 +225,7 @@ def _best(
         translation,
         unit,
     )
-    best = int((found.inliers - 0.01 * found.residual_px / unit).argmax())
+    best = int(_score(found.inliers, found.residual_px, unit).argmax())
     return Resection(
         found.rotation[best].numpy(),
         found.translation[best].numpy(),
