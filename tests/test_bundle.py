@@ -169,6 +169,18 @@ def test_compiled_rays_and_tensor_rays_are_the_same_and_turn_alike(model: str) -
     assert_close(d_ray, by_slot @ bundle._intrinsic_basis(world.problem, state.params))
 
 
+def test_depths_move_alike_in_loops_and_tensors_and_never_by_more_than_half_or_thrice() -> None:
+    rng = np.random.default_rng(0)
+    depth, left, C = (torch.from_numpy(rng.uniform(low, high, (4, 50))) for low, high in ((0.1, 2.0), (-5.0, 5.0), (0.5, 3.0)))
+    free = torch.tensor([True, True, False, True])
+    loops = bundle.move_depths(depth, left, C, free)
+    tensors = bundle.move_depths(depth.float(), left.float(), C.float(), free)
+    assert torch.allclose(loops.float(), tensors, rtol=1e-5)
+    assert torch.equal(loops[2], depth[2])
+    assert bool((loops >= 0.5 * depth).all())
+    assert bool((loops <= 3.0 * depth).all())
+
+
 def whole(problem: bundle.Problem, state: State) -> Chunk:
     """All edges in one chunk."""
     return Chunk(problem, state, Stretch(problem.edges, slice(0, len(problem.edges.source))))

@@ -48,6 +48,8 @@ _HOLDS = 0.5
 """Share of the measurements that the cameras of a first window, or that of a keyframe found again, have to explain."""
 
 _WIDE_STEPS = 2
+"""Most steps at each scale that is wider than those of an adjustment: the next one takes over."""
+
 _WIDEST = 64.0
 """No robust kernel is wider, in pixels of a 640-pixel picture."""
 
@@ -295,7 +297,7 @@ class Mapper:
         wide: tuple[float, ...] = (),
     ) -> Report:
         """Adjust all keyframes given, and the intrinsics, by at most so many points of each; the first keyframe stays where it is. wide:
-        scales before the others, at each of which a step or two lead to where the next takes over."""
+        scales before the others."""
         most_steps = (_WIDE_STEPS,) * len(wide) + (steps,) * len(scales)
         schedule = pixels_schedule((*wide, *scales), most_steps, self.unit, tolerance=3e-4)
         self.scene.anchor(keyframes)
