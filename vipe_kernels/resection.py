@@ -18,6 +18,7 @@ from torch import Tensor
 from vipe_kernels import cameras, fused, parallel
 from vipe_kernels.backend import backend_for
 from vipe_kernels.bundle import exp_se3
+from vipe_kernels.tracking import spread
 
 Float = NDArray[np.float64]
 
@@ -191,7 +192,7 @@ def search(points: Float, targets: Float, weights: Float, model: str, params: Fl
     known = np.flatnonzero((weights > _SEEN) & (points[:, 3] > 1e-3 * np.median(points[:, 3])))
     if len(known) < 6:
         return None
-    known = known[np.linspace(0, len(known) - 1, min(len(known), _SEARCHED)).round().astype(int)]
+    known = spread(known, _SEARCHED)
     space = np.ascontiguousarray(points[known, :3] / points[known, 3:])
     rays = cameras.unproject(torch.from_numpy(targets[known]), torch.from_numpy(params), model).numpy()
     threshold = 3.0 * unit / params[0]

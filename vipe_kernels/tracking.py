@@ -28,6 +28,11 @@ _NOISE = 4.0
 """Standard deviation of normalised grey levels that is not signal: sensor noise and compression."""
 
 
+def spread(index: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    """At most so many of an ascending list of points, evenly over it and thus over the picture."""
+    return index if len(index) <= most else index[np.linspace(0, len(index) - 1, most).round().astype(int)]
+
+
 def pixel_unit(width: int, height: int) -> float:
     """Length of one pixel of a 640-pixel-wide picture, in pixels of a picture of this size (long side counts)."""
     return max(width, height) / 640.0

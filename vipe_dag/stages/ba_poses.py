@@ -207,8 +207,12 @@ def gather(
     flags = (set(keyframes.flags) | set(intrinsics.flags)) - {"focal_unobservable"}
     if intrinsics.source != "given":
         flags |= focal_flags(quality.params_std[0] / scene.params[0] if parallax.any() else np.inf, config)
-    said = {"no_parallax": not parallax.all(), "lost_frames": not tracked.all(), "segments": len(segments) > 1}
-    said["inconsistent"] = is_inconsistent(quality.inliers)
+    said = {
+        "no_parallax": not parallax.all(),
+        "lost_frames": not tracked.all(),
+        "inconsistent": is_inconsistent(quality.inliers),
+        "segments": len(segments) > 1,
+    }
     flags = (flags - {"segments"}) | {word for word, holds in said.items() if holds}
     shape = (len(m.keyframes), *m.grid_shape)
     inverse_depth = np.stack([scene.inverse_depth[k][:count] for k in range(len(m.keyframes))])

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation, Slerp
 
 from vipe_dag.sequence import FrameSequence
-from vipe_dag.stages.mapping import Map, spread
+from vipe_dag.stages.mapping import Map
 from vipe_kernels import parallel
 from vipe_kernels.resection import Resections, resect_batch
+from vipe_kernels.tracking import spread
 
 Float = NDArray[np.float64]
 

@@ -18,11 +18,12 @@ from vipe_dag.config import IntrinsicsConfig
 from vipe_dag.results import Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.launch import launch, widest_pair
-from vipe_dag.stages.mapping import Camera, Evidence, Map, pixels_schedule, spread
+from vipe_dag.stages.mapping import Camera, Evidence, Map, pixels_schedule
 from vipe_dag.stages.measurements import Finds, Measurements
 from vipe_kernels import parallel
 from vipe_kernels.bundle import SLOTS, Intrinsic
 from vipe_kernels.parallel import our_threads
+from vipe_kernels.tracking import spread
 
 Float = NDArray[np.float64]
 
@@ -169,8 +170,7 @@ def calibrate(
     pairs = [widest_pair(scene, window.keyframes) for window in useful]  # under any focal length, nearly
 
     def begin(start: float) -> tuple[float, Map]:
-        trial = Map(scene.m, "pinhole", default_params(frames.width, frames.height, start * side))
-        trial.edges = scene.edges
+        trial = scene.trial("pinhole", default_params(frames.width, frames.height, start * side))
         first = useful[0].keyframes
         launch(trial, first, pairs[0], config.scales[:half], thorough=False, most=_FEW_POINTS)
         fine = pixels_schedule(config.scales[-half:], (6,) * half, scene.m.unit)

@@ -170,7 +170,9 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
     begun, reach = 0, total
 
     def expect_next(flow: Flow) -> None:
-        """The flow to the next frame: from this one if it is so far that it becomes a keyframe."""
+        """The flow to the next frame, if there is one: from this one if it is so far that it becomes a keyframe."""
+        if following is current:
+            return
         if scale * float(np.median(np.linalg.norm(_at_places(anchor, flow), axis=1))) > limit:
             flows.expect(current, following, None)
         else:

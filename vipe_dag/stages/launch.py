@@ -136,8 +136,7 @@ def launch(
     steps = (6,) + (5,) * (len(scales) - 1)
 
     def attempt(hypothesis: Callable[[Map], bool]) -> tuple[float, Map]:
-        trial = Map(scene.m, scene.model, scene.params)
-        trial.edges = scene.edges
+        trial = scene.trial(scene.model, scene.params)
         placed = hypothesis(trial)
         schedule = pixels_schedule(scales, steps, scene.m.unit)
         return trial.adjust(window[1:], window[:1], schedule, most=most).cost if placed else float("inf"), trial

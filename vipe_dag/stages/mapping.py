@@ -20,6 +20,7 @@ from vipe_dag.stages.measurements import Cache, Edge, Measurements
 from vipe_kernels import bundle, cameras, clustered, parallel
 from vipe_kernels.bundle import Edges, Intrinsic, Problem, Report, Schedule, State
 from vipe_kernels.resection import Resection, resect
+from vipe_kernels.tracking import spread
 from vipe_kernels.turning import align_rays
 
 Float = NDArray[np.float64]
@@ -58,11 +59,6 @@ def assemble(edges: Sequence[Edge], local: dict[int, int], points: Sequence[NDAr
     return Edges(ends[:, 0].contiguous(), ends[:, 1].contiguous(), torch.from_numpy(target), torch.from_numpy(weight))
 
 
-def spread(index: NDArray[np.intp], most: int) -> NDArray[np.intp]:
-    """At most so many of an ascending list of points, evenly over it and thus over the picture."""
-    return index if len(index) <= most else index[np.linspace(0, len(index) - 1, most).round().astype(int)]
-
-
 @dataclass(frozen=True)
 class Part:
     """Some keyframes of a map as a problem: keys, ascending, and which points of each (`points`, ascending) its columns are."""
@@ -86,6 +82,12 @@ class Map:
         self.inverse_depth: dict[int, Float] = {}
         self.steps = 0
         self._rays = Cache(_CACHED_RAYS)
+
+    def trial(self, model: str, params: Float) -> Map:
+        """Another map of the same measurements, in which nothing is placed."""
+        other = Map(self.m, model, params)
+        other.edges = self.edges
+        return other
 
     # -- measurements ------------------------------------------------------------------------------------------------------------------
 
