@@ -475,3 +475,15 @@ def test_what_is_too_far_to_be_a_mistake_of_the_map_is_no_gap(monkeypatch: pytes
             mapper.scene.m, "matched_edge", lambda a, b, shift=shift: replace(measured(a, b), target=measured(a, b).target + shift)
         )
         assert mapper.gap([(keyframes[0], keyframes[5])]) == pytest.approx(expected, abs=4.0)
+
+
+def test_matches_of_which_a_third_are_where_the_map_expects_them_show_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    mapper, keyframes = mapped_orbit()
+    measured = mapper.scene.m.matched_edge
+
+    def partly_elsewhere(a: int, b: int) -> Edge:
+        edge = measured(a, b)
+        return replace(edge, target=edge.target + 20.0 * (np.arange(len(edge.target)) % 3 > 0)[:, None].astype(np.float32))
+
+    monkeypatch.setattr(mapper.scene.m, "matched_edge", partly_elsewhere)
+    assert mapper.gap([(keyframes[0], keyframes[5])]) < mapper.config.global_scales[0]
