@@ -49,12 +49,14 @@ def assert_found(state: State, world: Rig, degrees: float = 1e-4, share: float =
 
 
 def steps(world: Rig, start: State, monkeypatch: pytest.MonkeyPatch) -> list[State]:
-    """The state after one undamped step by the compiled loops of the CPU and by the tensor operations of other devices."""
+    """The state after one undamped step by the compiled loops of the CPU, in one call and one by one, and by the tensor operations of
+    other devices."""
 
     def in_steps(chunk: Chunk, scale: float, wanted: bool, _keep: bool) -> bundle.Condensed:
         return bundle.condense_in_steps(chunk, scale, wanted)
 
-    after = []
+    after = [bundle.solve(world.problem, start, ONE_STEP)[0]]
+    monkeypatch.setattr(bundle, "_SMALL", 0)
     for condense, couple in ((bundle.condense_compiled, bundle.couple_compiled), (in_steps, bundle.couple_tensors)):
         monkeypatch.setattr(bundle, "condense", condense)
         monkeypatch.setattr(bundle, "couple", couple)
@@ -192,6 +194,53 @@ def assert_close(a: Tensor | float, b: Tensor | float) -> None:
     assert not y.numel() or torch.allclose(x, y, rtol=1e-9, atol=1e-9 * (1 + float(y.abs().max())))
 
 
+@pytest.mark.parametrize("rotation_only", [False, True])
+@pytest.mark.parametrize(("model", "free"), [(m, f) for m in MODELS for f in INTRINSICS if "k1" not in f])
+def test_a_whole_adjustment_takes_the_same_steps_as_one_step_by_step(
+    model: str, free: str, rotation_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = rig(model, keyframes=5, points=40, fixed=(0, 3), intrinsics=INTRINSICS[free], rotation_only=rotation_only)
+    world = world.noisy(0.5).with_outliers(0.2)
+    held = replace(world.problem, free_depth=torch.tensor([True, False, True, True, True]))
+    start, schedule = world.perturbed(0.1), Schedule((8.0, 2.0, 0.5), (12, 2, 12), tolerance=1e-9)
+    whole, told = bundle.solve(held, start, schedule)
+    monkeypatch.setattr(bundle, "_SMALL", 0)
+    in_steps, expected = bundle.solve(held, start, schedule)
+    assert_states_equal(whole, in_steps, 1e-6)
+    assert told.steps == expected.steps == len(told.trace)
+    assert np.allclose(told.trace, expected.trace, rtol=1e-9)
+    assert (told.cost, told.mass) == pytest.approx((expected.cost, expected.mass), rel=1e-9)
+
+
+@pytest.mark.parametrize("small", [0, 10**6])
+def test_a_step_that_raises_the_cost_is_taken_back(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "_SMALL", small)
+    world = rig(points=20, intrinsics=(focal(),)).noisy(2.0).with_outliers(0.4)
+    _, report = bundle.solve(world.problem, world.perturbed(0.3), Schedule((0.5,), (20,), tolerance=0.0, damping=0.0))
+    costs = [cost for _, cost in report.trace]
+    assert all(after <= before * (1 + 2e-6) for before, after in itertools.pairwise(costs))
+
+
+@pytest.mark.parametrize("small", [0, 10**6])
+def test_cameras_without_an_inverse_are_an_error(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "_SMALL", small)
+    world = rig(points=20).noisy(0.5)
+    start = replace(world.truth, translation=torch.full_like(world.truth.translation, torch.nan))
+    with pytest.raises(np.linalg.LinAlgError):
+        bundle.solve(world.problem, start, Schedule((4.0,), (3,)))
+
+
+def test_a_free_camera_that_nothing_was_measured_from_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = rig(points=20).noisy(0.5)
+    edges = world.problem.edges
+    lonely = replace(world.problem, edges=edges.select((edges.source != 4) & (edges.destination != 4)))
+    for small in (10**6, 0):
+        monkeypatch.setattr(bundle, "_SMALL", small)
+        state, _ = bundle.solve(lonely, world.truth, Schedule((4.0,), (3,)))
+        assert torch.allclose(state.translation[4], world.truth.translation[4], atol=1e-12)
+        assert float((state.translation[3] - world.truth.translation[3]).abs().max()) > 1e-9
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("fixed", [(0,), (0, 2)])
 def test_cameras_eliminated_in_blocks_are_solved_as_all_together(
@@ -201,6 +250,7 @@ def test_cameras_eliminated_in_blocks_are_solved_as_all_together(
     world = rig(model, fixed=fixed, intrinsics=free).noisy(1.0)
     schedule = Schedule((4.0, 2.0), (3, 3), tolerance=0.0)
     blockwise, _ = bundle.solve(world.problem, world.perturbed(0.01), schedule)
+    monkeypatch.setattr(bundle, "_SMALL", 0)
     monkeypatch.setattr(reduced, "backend_for", lambda _: "tensors")
     dense, _ = bundle.solve(world.problem, world.perturbed(0.01), schedule)
     assert_states_equal(dense, blockwise, 1e-7)

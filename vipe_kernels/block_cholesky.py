@@ -50,11 +50,15 @@ class Elimination:
         _fill(neighbours, order, position, start, reach, rows, columns, filled, column, place, target)
         return cls(order, start, filled, reach, column, place, target)
 
+    @property
+    def arrays(self) -> tuple[I64, ...]:
+        """All of it, for compiled code."""
+        return self.order, self.start, self.rows, self.reach, self.column, self.place, self.target
+
     def factor(self, blocks: F64, added: F64) -> F64 | None:
         """Of the matrix of blocks (B, 6, 6) plus diag(added) (6 N,): panels for `solve`. None: not positive definite."""
         panels = np.zeros(36 * self.start[-1])
-        arrays = (self.order, self.start, self.rows, self.reach, self.column, self.place, self.target)
-        return panels if _factor(*arrays, blocks, added, panels) else None
+        return panels if _factor(*self.arrays, blocks, added, panels) else None
 
     def solve(self, panels: F64, right: F64) -> F64:
         """For right-hand sides (6 N, m)."""
@@ -162,8 +166,8 @@ def _combine(panels, begin, tall, c, length, first, second):
         second[k] = g0 * p0 + g1 * p1 + g2 * p2 + g3 * p3 + g4 * p4 + g5 * p5
 
 
-@compiled_for_pixels
-def _factor(order, start, rows, reach, column, place, target, blocks, added, panels):
+@inside_for_pixels
+def factor(order, start, rows, reach, column, place, target, blocks, added, panels):
     """Fills panels: of column p six runs over the 6 (start[p + 1] - start[p]) numbers of its blocks. False: not positive definite."""
     count = len(order)
     for k in range(len(target)):
@@ -209,7 +213,12 @@ def _factor(order, start, rows, reach, column, place, target, blocks, added, pan
 
 
 @compiled_for_pixels
-def _solve(order, start, rows, panels, right, out):
+def _factor(order, start, rows, reach, column, place, target, blocks, added, panels):
+    return factor(order, start, rows, reach, column, place, target, blocks, added, panels)
+
+
+@inside_for_pixels
+def solve(order, start, rows, panels, right, out):
     """Forward and back substitution: out (6 N, m)."""
     count = len(order)
     x, six = np.empty(6 * count), np.empty(6)
@@ -253,3 +262,8 @@ def _solve(order, start, rows, panels, right, out):
         for p in range(count):
             for r in range(6):
                 out[6 * order[p] + r, n] = x[6 * p + r]
+
+
+@compiled_for_pixels
+def _solve(order, start, rows, panels, right, out):
+    solve(order, start, rows, panels, right, out)

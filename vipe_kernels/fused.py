@@ -191,8 +191,8 @@ def _add(values, index, count, out):
         out[index[k]] += values[k]
 
 
-@compiled_for_pixels
-def condense(
+@inside_for_pixels
+def condensed(
     first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
     rotation_only, prior, wanted, kept, Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, totals,
 ):  # fmt: skip
@@ -261,8 +261,20 @@ def condense(
 
 
 @compiled_for_pixels
-def cost(first, last, starts, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals):
-    """Robust cost and mass alone: fills totals (S, 2). Arguments as of `condense`."""
+def condense(
+    first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
+    rotation_only, prior, wanted, kept, Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, totals,
+):  # fmt: skip
+    """`condensed` by itself."""
+    condensed(
+        first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
+        rotation_only, prior, wanted, kept, Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, totals,
+    )  # fmt: skip
+
+
+@inside_for_pixels
+def costs(first, last, starts, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals):
+    """Robust cost and mass alone: fills totals (S, 2). Arguments as of `condensed`."""
     points = depth.shape[1]
     work, index = np.zeros(blocks.rows(0)), np.zeros(BLOCK, np.int64)
     for s in range(first, last):
@@ -274,6 +286,12 @@ def cost(first, last, starts, R, t, rays, depth, target, weight, params, model, 
                 )
                 totals[s, 0] += cost
                 totals[s, 1] += mass
+
+
+@compiled_for_pixels
+def cost(first, last, starts, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals):
+    """`costs` by itself."""
+    costs(first, last, starts, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals)
 
 
 @compiled_for_pixels
@@ -325,8 +343,8 @@ def back_substitute(
                 _add(total, index, count, out[s])
 
 
-@compiled_for_pixels
-def substitute(first, last, start, starts, destination, kept, C, moves, shared, out):
+@inside_for_pixels
+def substituted(first, last, start, starts, destination, kept, C, moves, shared, out):
     """E^T dx of source keyframes [first, last) of a chunk that begins with keyframe `start`, from what `condense` kept: out (S, P), zero
     before. destination (E,); moves (K, 6): of all cameras; shared (n,): of the free intrinsics."""
     points, n, rows = out.shape[1], len(shared), kept.shape[1]
@@ -341,6 +359,12 @@ def substitute(first, last, start, starts, destination, kept, C, moves, shared, 
                 out[s, p] += along * kept[s, row, p]
         for p in range(np.uint64(points)):
             out[s, p] *= math.sqrt(max(C[s, p], LEAST_CURVATURE))
+
+
+@compiled_for_pixels
+def substitute(first, last, start, starts, destination, kept, C, moves, shared, out):
+    """`substituted` by itself."""
+    substituted(first, last, start, starts, destination, kept, C, moves, shared, out)
 
 
 @compiled_for_pixels

@@ -398,8 +398,8 @@ class Mapper:
             del scene.edges[pair]
 
     def gap(self, pairs: Sequence[tuple[int, int]]) -> float:
-        """How far apart places that meet are in the map, px at 640 wide: the largest distance, among pairs that a mistake of the map explains,
-        up to which so many of the matched features of a pair are from where the map expects them."""
+        """How far apart places that meet are in the map, px at 640 wide: the largest distance, among pairs that a mistake of the map
+        explains, up to which so many of the matched features of a pair are from where the map expects them."""
         largest = 0.0
         for a, b in pairs:
             matched = self.scene.m.matched_edge(a, b)
