@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
@@ -98,8 +98,16 @@ def test_a_batch_gives_what_one_frame_at_a_time_gives() -> None:
 def test_compiled_loops_and_tensor_operations_agree(model: str) -> None:
     v = views(model, noise=0.5, outliers=0.2)
     common = v.points, v.targets, v.weights, v.model, v.params, *v.start, (8.0,), 1
-    for a, b in zip(resection.minimise_compiled(*common), resection.minimise_tensors(*common), strict=True):
+    found = resection.minimise_tensors(*common)
+    for a, b in zip(resection.minimise_compiled(*common), found, strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+    weights = v.weights * torch.linspace(0.0, 1.0, v.weights.shape[1]).double()
+    weights[1] = 0.0
+    by_loops, by_tensors = (sum_up(found, weights, 1.0) for sum_up in (resection.sum_up_compiled, resection.sum_up_tensors))
+    for field in fields(by_tensors):
+        a, b = getattr(by_loops, field.name), getattr(by_tensors, field.name)
+        assert a.dtype == b.dtype
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-9), field.name
 
 
 def test_absent_points_are_ignored() -> None:

@@ -428,6 +428,25 @@ def move_depths(depth, left, C, free, out):
 
 
 @compiled
+def mark(source, starts, index, seen):
+    """Sets seen (K, P) where a keyframe has a point in an edge: source (E,) of each, whose points are index[starts[e] : starts[e + 1]]."""
+    for e in range(len(source)):
+        for i in range(starts[e], starts[e + 1]):
+            seen[source[e], index[i]] = True
+
+
+@compiled
+def place(source, starts, index, column, target, weight, targets, weights):
+    """Measurements of edges, one after the other, in a table: fills targets (E, width, 2) and weights (E, width) at the column (K, P) of
+    each point, unless that is negative. target (M, 2), weight (M,); source, starts and index as of `mark`."""
+    for e in range(len(source)):
+        for i in range(starts[e], starts[e + 1]):
+            at = column[source[e], index[i]]
+            if at >= 0:
+                targets[e, at, 0], targets[e, at, 1], weights[e, at] = target[i, 0], target[i, 1], weight[i]
+
+
+@compiled
 def relative(rotation, translation, source, destination, start, rotation_only, r, t, ad):
     """Of each edge the motion from the camera `start + source` to the destination, r (E, 3, 3), t (E, 3), and its adjoint ad (E, 6, 6)
     without the rows of translation where only rotations are free. rotation (K, 3, 3), translation (K, 3); source, destination (E,).
@@ -632,3 +651,27 @@ def resect(first, last, points, target, weight, params, model, limit, scales2, s
                 r[:], t[:], H[:], g[:], d[:] = r_new, t_new, H_new, g_new, d_new
                 if settled:
                     break
+
+
+@compiled
+def sum_up(Hs, distances, weights, near, seen, out):
+    """What resections say: out (F, 4), the columns of `resection.Resections` after the camera. Hs (F, 6, 6), distances and weights (F, N)
+    in pixels; near: what agrees; seen: weight that is more than a trace."""
+    for f in range(len(Hs)):
+        order, total, agreeing, inliers = np.argsort(distances[f]), 0.0, 0, 0.0
+        for p in range(len(order)):
+            total += weights[f, p]
+            if distances[f, p] < near:
+                inliers += weights[f, p]
+                agreeing += 1 if weights[f, p] > seen else 0
+        total, middle, passed = max(total, 1e-12), 0, 0.0
+        for p in order:
+            middle, passed = p, passed + weights[f, p]
+            if passed >= 0.5 * total:
+                break
+        H = Hs[f].copy()
+        for i in range(6):
+            H[i, i] += 1e-9 * H[i, i] + 1e-9
+        spread = np.linalg.inv(H)
+        out[f, 0], out[f, 1], out[f, 2] = distances[f, middle] if len(order) else math.nan, inliers / total, agreeing
+        out[f, 3] = math.sqrt(max(spread[0, 0], 0.0) + max(spread[1, 1], 0.0) + max(spread[2, 2], 0.0))

@@ -144,10 +144,15 @@ def resect_batch(
     points (F, N, 4) homogeneous world; targets (F, N, 2) px; weights (F, N), 0 = absent; rotation (F, 3, 3), translation (F, 3) starts.
     unit: pixels per pixel of a 640-wide picture. A step whose cost rises at its scale is halved once, then dropped.
     """
-    minimise = minimise_compiled if backend_for(points) == "compiled" else minimise_tensors
-    rotation, translation, H, distance = minimise(
-        points, targets, weights, model, params, rotation, translation, tuple(s * unit for s in scales), steps
-    )
+    chosen = (minimise_compiled, sum_up_compiled) if backend_for(points) == "compiled" else (minimise_tensors, sum_up_tensors)
+    minimise, sum_up = chosen
+    found = minimise(points, targets, weights, model, params, rotation, translation, tuple(s * unit for s in scales), steps)
+    return sum_up(found, weights, unit)
+
+
+def sum_up_tensors(found: Minimum, weights: Tensor, unit: float) -> Resections:
+    """What a minimum says, by tensor operations, on any device; weights (F, N)."""
+    rotation, translation, H, distance = found
     total = weights.sum(1).clamp_min(1e-12)
     near = distance < 3.0 * unit
     order = distance.argsort(1)
@@ -158,6 +163,15 @@ def resect_batch(
     # the camera centre is -R^T t; to first order its covariance is that of tau
     std = variance.clamp_min(0).sum(-1).sqrt()
     return Resections(rotation, translation, median, (weights * near).sum(1) / total, (near & (weights > _SEEN)).sum(1), std)
+
+
+def sum_up_compiled(found: Minimum, weights: Tensor, unit: float) -> Resections:
+    """The same by the loops of `fused`."""
+    rotation, translation, H, distance = found
+    out = np.empty((len(weights), 4))
+    fused.sum_up(H.numpy(), distance.numpy(), weights.contiguous().numpy(), 3.0 * unit, _SEEN, out)
+    median, inliers, agreeing, std = torch.from_numpy(out.T.copy())
+    return Resections(rotation, translation, median, inliers, agreeing.long(), std)
 
 
 def resect(

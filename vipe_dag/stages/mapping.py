@@ -17,7 +17,7 @@ from torch import Tensor
 from vipe_dag.config import CameraPriors
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages.measurements import Cache, Edge, Measurements
-from vipe_kernels import bundle, cameras, clustered, parallel
+from vipe_kernels import bundle, cameras, clustered, fused, parallel
 from vipe_kernels.bundle import Edges, Intrinsic, Problem, Report, Schedule, State
 from vipe_kernels.resection import Resection, resect
 from vipe_kernels.tracking import spread
@@ -38,25 +38,32 @@ _SAMPLE = 2_000_000
 """Measurements that are enough for a median."""
 
 
-def assemble(edges: Sequence[Edge], local: dict[int, int], points: Sequence[NDArray[np.intp]], width: int, count: int) -> Edges:
-    """Edges between keyframes listed in `local` (keyframe -> position, ascending) as tensors with a column for each of the `points` of a
-    keyframe (ascending), `width` in all; count: of all points that a keyframe has."""
-    if not edges:
-        return Edges(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), torch.empty(0, width, 2), torch.empty(0, width))
-    column = np.full((len(points), count), -1, np.int32)
+def assemble(edges: Sequence[Edge], local: dict[int, int], count: int, most: int | None) -> tuple[Edges, list[NDArray[np.intp]]]:
+    """Edges between keyframes listed in `local` (keyframe -> position, ascending) as tensors, and the points of each keyframe (ascending)
+    that are their columns: those seen, at most so many. count: of all points that a keyframe has."""
+    chosen = sorted(edges, key=lambda e: e.source)
+    source = np.array([local[e.source] for e in chosen], np.int64)
+    lots = [slice(first, first + _TOGETHER) for first in range(0, len(chosen), _TOGETHER)]
+    seen = np.zeros((len(local), count), bool)
+    for lot in lots:
+        fused.mark(source[lot], *_listed([e.index for e in chosen[lot]]), seen)
+    points = [spread(np.flatnonzero(row), most or count) for row in seen]
+    width = max(1, max(len(index) for index in points))
+    column = np.full((len(local), count), -1, np.int32)
     for known, index in zip(column, points, strict=True):
         known[index] = np.arange(len(index))
-    chosen = sorted(edges, key=lambda e: e.source)
     target, weight = np.zeros((len(chosen), width, 2), np.float32), np.zeros((len(chosen), width), np.float32)
-    for first in range(0, len(chosen), _TOGETHER):
-        some = chosen[first : first + _TOGETHER]
-        sizes = [len(e.index) for e in some]
-        place = column[np.repeat([local[e.source] for e in some], sizes), np.concatenate([e.index for e in some])]
-        kept = place >= 0
-        at = np.repeat(np.arange(first, first + len(some)), sizes)[kept], place[kept]
-        target[at], weight[at] = np.concatenate([e.target for e in some])[kept], np.concatenate([e.weight for e in some])[kept]
-    ends = torch.tensor([(local[e.source], local[e.destination]) for e in chosen])
-    return Edges(ends[:, 0].contiguous(), ends[:, 1].contiguous(), torch.from_numpy(target), torch.from_numpy(weight))
+    for lot in lots:
+        starts, index = _listed([e.index for e in chosen[lot]])
+        values = (np.concatenate(list(part)) for part in ([e.target for e in chosen[lot]], [e.weight for e in chosen[lot]]))
+        fused.place(source[lot], starts, index, column, *values, target[lot], weight[lot])
+    destination = np.array([local[e.destination] for e in chosen], np.int64)
+    return Edges(*(torch.from_numpy(x) for x in (source, destination, target, weight))), points
+
+
+def _listed(arrays: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Where each of them begins in all of them one after the other (n + 1,), and these."""
+    return np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int64), np.concatenate(arrays)
 
 
 @dataclass(frozen=True)
@@ -260,11 +267,8 @@ class Map:
         keys = sorted({*free, *fixed})
         local = {k: i for i, k in enumerate(keys)}
         edges = [e for e in self.edges.values() if e.source in local and e.destination in local]
-        seen = np.zeros((len(keys), len(self.m.keyframes[0].uv)), bool)
-        for e in edges:
-            seen[local[e.source], e.index] = True
-        points = [spread(np.flatnonzero(row), most or len(row)) for row in seen]
-        width = max(1, max(len(index) for index in points))
+        measured, points = assemble(edges, local, len(self.m.keyframes[0].uv), most)
+        width = measured.weight.shape[1]
         padded = np.zeros((len(keys), width), np.int64)
         for row, index in enumerate(points):
             padded[row, : len(index)] = index
@@ -277,7 +281,6 @@ class Map:
         uv = np.stack([self.m.keyframes[k].uv[index] for k, index in zip(keys, padded, strict=True)]).astype(np.float64)
         is_free = torch.tensor([k in set(free) for k in keys])
         depth_free = torch.full((len(keys),), not rotation_only)
-        measured = assemble(edges, local, points, width, seen.shape[1])
         problem = Problem(self.model, torch.from_numpy(uv), measured, is_free, depth_free, intrinsics, rotation_only)
         return Part(problem, state, keys, points)
 

@@ -40,6 +40,10 @@ _TOGETHER = 16
 _LUMA_ROWS, _LUMA_BYTES = 128, 48 * 2**20
 """Of luma that are kept: a row is asked for again whenever its keyframe is measured against another, and costs 1.5 ms where luma is
 stored, ten times that where colours are decoded for it."""
+_PYRAMIDS, _PYRAMID_BYTES = 64, 96 * 2**20
+"""Of pictures made ready to be followed in: each keyframe is measured against a dozen others, and to make one ready costs 2 ms."""
+_PIXEL_BYTES = 8
+"""Of such a picture, for each pixel of its finest level."""
 _MATCH_WEIGHT = 0.25
 """A SIFT keypoint is located about half as well as a refined corner: a quarter of the weight."""
 
@@ -139,7 +143,7 @@ class Measurements:
         self.features: list[Features] = []
         self.grid_shape = (0, 0)
         self._luma = Cache(max(2 * cache, min(_LUMA_ROWS, _LUMA_BYTES // (frames.width * frames.height))))
-        self._tracker = Cache(cache)
+        self._tracker = Cache(max(cache, min(_PYRAMIDS, _PYRAMID_BYTES // (_PIXEL_BYTES * frames.width * frames.height))))
         self._flow = Cache(2 * cache)
         self._checks = Cache(2 * cache)
 
