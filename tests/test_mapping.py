@@ -111,6 +111,27 @@ def test_a_keyframe_that_sees_nothing_is_not_added() -> None:
     assert scene.extend(3, []) is None
 
 
+@pytest.mark.parametrize("most", [None, 7])
+@pytest.mark.parametrize("together", [256, 3])
+def test_a_part_holds_each_measurement_at_the_column_of_its_point(most: int | None, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapping, "_TOGETHER", together)
+    scene = exact_map(rig(points=30))
+    edge = scene.edges[(1, 3)]
+    scene.edges[(1, 3)] = replace(edge, index=edge.index[::2], target=edge.target[::2], weight=edge.weight[::2])
+    part = scene.part([3, 4], [1], most=most)
+    ends, known = part.problem.edges, {(1, 3), (3, 1), (1, 4), (4, 1), (3, 4), (4, 3)} & set(scene.edges)
+    assert part.keys == [1, 3, 4]
+    assert all(len(index) <= (most or 30) for index in part.points)
+    assert {(part.keys[i], part.keys[j]) for i, j in zip(ends.source, ends.destination, strict=True)} == known
+    for e, (i, j) in enumerate(zip(ends.source.tolist(), ends.destination.tolist(), strict=True)):
+        edge = scene.edges[(part.keys[i], part.keys[j])]
+        seen = {point: at for at, point in enumerate(edge.index.tolist())}
+        for column, point in enumerate(part.points[i].tolist()):
+            at = seen.get(point)
+            assert float(ends.weight[e, column]) == (0.0 if at is None else edge.weight[at])
+            assert at is None or np.array_equal(ends.target[e, column].numpy(), edge.target[at])
+
+
 def test_adjusting_finds_the_truth() -> None:
     world = rig(points=60)
     scene, start = exact_map(world), world.perturbed(0.02)

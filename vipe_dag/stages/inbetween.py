@@ -99,7 +99,7 @@ def _resect(
     m = scene.m
     chosen = [spread(np.flatnonzero(trust[k] > 0), _POINTS) for k in keyframes]
     bounds = np.cumsum([0, *(len(index) for index in chosen)])
-    points = np.concatenate([scene.world_points(k)[index] for k, index in zip(keyframes, chosen, strict=True)])
+    points = np.concatenate([scene.world_points(k, index) for k, index in zip(keyframes, chosen, strict=True)])
     targets = np.zeros((len(rows), len(points), 2))
     weights = np.zeros((len(rows), len(points)))
 

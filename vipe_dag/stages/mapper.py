@@ -403,7 +403,7 @@ class Mapper:
         largest = 0.0
         for a, b in pairs:
             matched = self.scene.m.matched_edge(a, b)
-            expected = self.scene.predict_pose(a, self.scene.rotation[b], self.scene.translation[b])[matched.index]
+            expected = self.scene.predict_pose(a, self.scene.rotation[b], self.scene.translation[b], matched.index)
             found = float(np.quantile(np.linalg.norm(expected - matched.target, axis=1), _FITTING)) / self.unit
             if found < _WIDEST + _DRIFT * abs(b - a):
                 largest = max(largest, found)

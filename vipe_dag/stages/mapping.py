@@ -54,9 +54,9 @@ def assemble(edges: Sequence[Edge], local: dict[int, int], count: int, most: int
         known[index] = np.arange(len(index))
     target, weight = np.zeros((len(chosen), width, 2), np.float32), np.zeros((len(chosen), width), np.float32)
     for lot in lots:
-        starts, index = _listed([e.index for e in chosen[lot]])
-        values = (np.concatenate(list(part)) for part in ([e.target for e in chosen[lot]], [e.weight for e in chosen[lot]]))
-        fused.place(source[lot], starts, index, column, *values, target[lot], weight[lot])
+        some = chosen[lot]
+        values = np.concatenate([e.target for e in some]), np.concatenate([e.weight for e in some])
+        fused.place(source[lot], *_listed([e.index for e in some]), column, *values, target[lot], weight[lot])
     destination = np.array([local[e.destination] for e in chosen], np.int64)
     return Edges(*(torch.from_numpy(x) for x in (source, destination, target, weight))), points
 
@@ -125,7 +125,7 @@ class Map:
             np.float32
         )
 
-    def predict_pose(self, source: int, rotation: Float, translation: Float, which: NDArray[np.intp] | slice = slice(None)) -> Float:
+    def predict_pose(self, source: int, rotation: Float, translation: Float, which: NDArray[np.integer] | slice = slice(None)) -> Float:
         """Pixels of the points (P, 2) of a posed keyframe, or some of them, in a camera at (rotation, translation), world-to-camera."""
         r = rotation @ self.rotation[source].T
         t = translation - r @ self.translation[source]
@@ -224,15 +224,15 @@ class Map:
         points, targets, weights = [], [], []
         for s in sources:
             edge = self.edges[(s, k)]
-            points.append(self.world_points(s)[edge.index])
+            points.append(self.world_points(s, edge.index))
             targets.append(edge.target)
             weights.append(edge.weight)
         return np.concatenate(points), np.concatenate(targets).astype(np.float64), np.concatenate(weights).astype(np.float64)
 
-    def world_points(self, k: int) -> Float:
-        """Homogeneous world points (P, 4) of a posed keyframe: [x y z w] with w = inverse depth."""
-        depth = self.inverse_depth[k]
-        rotated = (self.rays(k) - self.translation[k] * depth[:, None]) @ self.rotation[k]
+    def world_points(self, k: int, which: NDArray[np.integer] | slice = slice(None)) -> Float:
+        """Homogeneous world points (P, 4) of a posed keyframe, or some of them: [x y z w] with w = inverse depth."""
+        depth = self.inverse_depth[k][which]
+        rotated = (self.rays(k)[which] - self.translation[k] * depth[:, None]) @ self.rotation[k]
         return np.concatenate([rotated, depth[:, None]], 1)
 
     def _borrow_depth(self, k: int, sources: Sequence[int], rotation: Float, translation: Float) -> Float:
@@ -241,7 +241,7 @@ class Map:
         for s in sources:
             edge = self.edges[(s, k)]
             seen = edge.weight > 0.05
-            points = self.world_points(s)[edge.index[seen]]
+            points = self.world_points(s, edge.index[seen])
             z = points[:, :3] @ rotation[2] + translation[2] * points[:, 3]
             good = z > 1e-6
             uvs.append(edge.target[seen][good])

@@ -35,7 +35,7 @@ def overlap(scene: Map, keyframes: Sequence[int]) -> NDArray[np.float32]:
     centre = -(rotation.transpose(0, 2, 1) @ translation[..., None])[..., 0]
     result = np.zeros((count, count), np.float32)
     for i, k in enumerate(keyframes):
-        points = scene.world_points(k)[: scene.m.grid_count]
+        points = scene.world_points(k, slice(scene.m.grid_count))
         points = points[:: max(1, len(points) // _SAMPLES)]
         camera = points[None, :, :3] @ rotation.transpose(0, 2, 1) + translation[:, None] * points[None, :, 3:]
         z = np.maximum(camera[..., 2], 1e-9)
