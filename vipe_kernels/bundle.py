@@ -35,9 +35,9 @@ _SAME = 1e-9
 _CHUNK_ROWS = 150_000
 _KEPT_BYTES = 32 * 2**20
 """Of E, up to which it is kept from the elimination of the depths to their substitution."""
-_SMALL = 50_000
-"""Measurements, seen or not, up to which a problem is adjusted in one compiled call (`descent`): with two threads that takes no longer than
-to divide each step, and a fifth less of processor time."""
+_SMALL = 100_000
+"""Measurements, seen or not, up to which a problem is adjusted in one compiled call (`descent`), about 40 keyframes: with two threads that
+takes no longer than to divide each step, and a fifth less of processor time."""
 _GPU_CHUNK_ROWS = 2_000_000
 """Measurements handled at a time on a GPU: enough to fill it, in a few hundred megabytes."""
 
