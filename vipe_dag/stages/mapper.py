@@ -51,8 +51,8 @@ _WIDE_STEPS = 2
 """Most steps at each scale that is wider than those of an adjustment: the next one takes over."""
 
 _FITTING = 0.25
-"""Of the matched features of a pair, a share that shows that its places meet: where as many are where the map expects them, the others only
-look alike. Where a map drifted, all are elsewhere."""
+"""Of the matched features of a pair, a share that is enough to show that its places meet in the map: where as many are where they are
+expected, the others look alike. Where a map drifted apart, all are elsewhere."""
 
 _WIDEST = 64.0
 """No robust kernel is wider, in pixels of a 640-pixel picture."""
@@ -398,13 +398,14 @@ class Mapper:
             del scene.edges[pair]
 
     def gap(self, pairs: Sequence[tuple[int, int]]) -> float:
-        """How far apart places that meet are in the map, px at 640 wide: the largest distance, among pairs that a mistake of the map
-        explains, up to which so many of the matched features of a pair are from where the map expects them."""
-        largest = 0.0
+        """Largest median distance between where the map expects matched features of a pair and where they are, px at 640 wide, among those
+        that a mistake of the map explains."""
+        largest, scene = 0.0, self.scene
         for a, b in pairs:
-            matched = self.scene.m.matched_edge(a, b)
-            expected = self.scene.predict_pose(a, self.scene.rotation[b], self.scene.translation[b], matched.index)
-            found = float(np.quantile(np.linalg.norm(expected - matched.target, axis=1), _FITTING)) / self.unit
-            if found < _WIDEST + _DRIFT * abs(b - a):
-                largest = max(largest, found)
+            matched = scene.m.matched_edge(a, b)
+            expected = scene.predict_pose(a, scene.rotation[b], scene.translation[b], matched.index)
+            distance = np.linalg.norm(expected - matched.target, axis=1) / self.unit
+            nearest, found = np.quantile(distance, (_FITTING, 0.5))
+            if nearest > self.config.global_scales[0] and found < _WIDEST + _DRIFT * abs(b - a):
+                largest = max(largest, float(found))
         return min(largest, _WIDEST)
