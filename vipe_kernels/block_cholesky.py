@@ -58,12 +58,12 @@ class Elimination:
     def factor(self, blocks: F64, added: F64) -> F64 | None:
         """Of the matrix of blocks (B, 6, 6) plus diag(added) (6 N,): panels for `solve`. None: not positive definite."""
         panels = np.zeros(36 * self.start[-1])
-        return panels if _factor(*self.arrays, blocks, added, panels) else None
+        return panels if factor(*self.arrays, blocks, added, panels) else None
 
     def solve(self, panels: F64, right: F64) -> F64:
         """For right-hand sides (6 N, m)."""
         out = np.empty(right.shape)
-        _solve(self.order, self.start, self.rows, panels, np.ascontiguousarray(right), out)
+        solve(self.order, self.start, self.rows, panels, np.ascontiguousarray(right), out)
         return out
 
 
@@ -166,8 +166,7 @@ def _combine(panels, begin, tall, c, length, first, second):
         second[k] = g0 * p0 + g1 * p1 + g2 * p2 + g3 * p3 + g4 * p4 + g5 * p5
 
 
-@inside_for_pixels
-def factor(order, start, rows, reach, column, place, target, blocks, added, panels):
+def _factor(order, start, rows, reach, column, place, target, blocks, added, panels):
     """Fills panels: of column p six runs over the 6 (start[p + 1] - start[p]) numbers of its blocks. False: not positive definite."""
     count = len(order)
     for k in range(len(target)):
@@ -212,13 +211,11 @@ def factor(order, start, rows, reach, column, place, target, blocks, added, pane
     return True
 
 
-@compiled_for_pixels
-def _factor(order, start, rows, reach, column, place, target, blocks, added, panels):
-    return factor(order, start, rows, reach, column, place, target, blocks, added, panels)
+factor, factored = compiled_for_pixels(_factor), inside_for_pixels(_factor)
+"""By itself, and as part of a caller."""
 
 
-@inside_for_pixels
-def solve(order, start, rows, panels, right, out):
+def _solve(order, start, rows, panels, right, out):
     """Forward and back substitution: out (6 N, m)."""
     count = len(order)
     x, six = np.empty(6 * count), np.empty(6)
@@ -264,6 +261,4 @@ def solve(order, start, rows, panels, right, out):
                 out[6 * order[p] + r, n] = x[6 * p + r]
 
 
-@compiled_for_pixels
-def _solve(order, start, rows, panels, right, out):
-    solve(order, start, rows, panels, right, out)
+solve, solved = compiled_for_pixels(_solve), inside_for_pixels(_solve)

@@ -526,8 +526,12 @@ def back_substitute(chunk: Chunk, scale: float, move: Tensor, shared: Tensor) ->
 
 def _compiled_camera(problem: Problem, state: State) -> tuple[NDArray[np.float64], int, NDArray[np.int64]]:
     """Parameters, code of the model and codes of the free intrinsics, as the loops of `fused` take them."""
-    codes = np.array([fused.INTRINSIC_CODES[f.name] for f in problem.intrinsics], np.int64)
-    return state.params.numpy(), fused.MODEL_CODES[problem.model], codes
+    return state.params.numpy(), fused.MODEL_CODES[problem.model], _intrinsic_codes(problem)
+
+
+def _intrinsic_codes(problem: Problem) -> NDArray[np.int64]:
+    """Codes (n,) of the free intrinsics."""
+    return np.array([fused.INTRINSIC_CODES[free.name] for free in problem.intrinsics], np.int64)
 
 
 def _compiled_points(chunk: Chunk) -> tuple[Any, ...]:
@@ -814,13 +818,9 @@ def move_intrinsics(problem: Problem, params: Tensor, shared: Tensor) -> Tensor:
     """Parameters (9,) after a step of the free intrinsics (n,), which is shortened where it is long."""
     if not problem.intrinsics:
         return params
-    moved = params.tolist()
-    for value, free in zip(shared.tolist(), problem.intrinsics, strict=True):
-        limit = {"focal": 0.2, "cx": 0.1 * moved[0], "cy": 0.1 * moved[0]}.get(free.name, 0.1)
-        step = min(max(value, -limit), limit)
-        for slot in SLOTS[free.name]:
-            moved[slot] = moved[slot] * math.exp(step) if free.name == "focal" else moved[slot] + step
-    return params.new_tensor(moved)
+    moved = params.double().cpu().numpy().copy()
+    descent.move_intrinsics(_intrinsic_codes(problem), shared.double().cpu().numpy(), moved)
+    return torch.from_numpy(moved).to(params)
 
 
 def solve(problem: Problem, state: State, schedule: Schedule) -> tuple[State, Report]:

@@ -46,8 +46,8 @@ def _add_priors(codes, priors, params, corner, shared):
 
 
 @compiled
-def _move_intrinsics(codes, shared, params):
-    """`bundle.move_intrinsics`, in place."""
+def move_intrinsics(codes, shared, params):
+    """A step of the intrinsics with these codes (n,), shared (n,), in place; it is shortened where it is long. params (9,)."""
     for m in range(len(codes)):
         limit = 0.2 if codes[m] == 0 else 0.1 * params[0] if codes[m] >= 3 else 0.1
         step = min(max(shared[m], -limit), limit)
@@ -77,7 +77,7 @@ def _solve(elimination, own, blocks, border, corner, poses, shared, damping, mov
             panels[:] = 0.0
             for i in range(len(added)):
                 added[i] = 1e-3 * mean + 1e6 * added[i]
-        good = block_cholesky.factor(order, start, rows, reach, column, place, target, blocks, added, panels)
+        good = block_cholesky.factored(order, start, rows, reach, column, place, target, blocks, added, panels)
         tried += 1
     if not good:
         return False
@@ -87,7 +87,7 @@ def _solve(elimination, own, blocks, border, corner, poses, shared, damping, mov
             for m in range(n):
                 right[6 * c + i, m] = border[c, i, m]
             right[6 * c + i, n] = poses[c, i]
-    block_cholesky.solve(order, start, rows, panels, right, out)
+    block_cholesky.solved(order, start, rows, panels, right, out)
     if n:
         left, known = np.empty((n, n)), np.empty(n)
         for m in range(n):
@@ -163,7 +163,7 @@ def descend(first, edges, points, lens, pattern, elimination, rules, schedule, r
                 fused.perturb(moves, rotations[now], translations[now], rotations[at], translations[at])
                 fused.move_depths(depths[now], w[at], C[now], free_depth, depths[at])
                 lenses[at] = lenses[now]
-                _move_intrinsics(codes, turned, lenses[at])
+                move_intrinsics(codes, turned, lenses[at])
             fused.relative(rotations[at], translations[at], source, destination, first, rotation_only, R, t, ad)
             if n or not known:
                 fused.rays(0, sources, uv[first:last], lenses[at], model, codes, rays, slope)

@@ -191,8 +191,7 @@ def _add(values, index, count, out):
         out[index[k]] += values[k]
 
 
-@inside_for_pixels
-def condensed(
+def _condense(
     first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
     rotation_only, prior, wanted, kept, Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, totals,
 ):  # fmt: skip
@@ -260,21 +259,12 @@ def condensed(
             _schur(E, used, mine + n, root, rest, squares, matrix[s], vector[s])
 
 
-@compiled_for_pixels
-def condense(
-    first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
-    rotation_only, prior, wanted, kept, Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, totals,
-):  # fmt: skip
-    """`condensed` by itself."""
-    condensed(
-        first, last, starts, R, t, rays, depth, depth_free, target, weight, params, model, limit, codes, ray_slope, scale2, near,
-        rotation_only, prior, wanted, kept, Hjj, gj, Hjk, Hkk, gk, matrix, vector, C, w, totals,
-    )  # fmt: skip
+condense, condensed = compiled_for_pixels(_condense), inside_for_pixels(_condense)
+"""By itself, and as part of a caller."""
 
 
-@inside_for_pixels
-def costs(first, last, starts, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals):
-    """Robust cost and mass alone: fills totals (S, 2). Arguments as of `condensed`."""
+def _cost(first, last, starts, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals):
+    """Robust cost and mass alone: fills totals (S, 2). Arguments as of `condense`."""
     points = depth.shape[1]
     work, index = np.zeros(blocks.rows(0)), np.zeros(BLOCK, np.int64)
     for s in range(first, last):
@@ -288,10 +278,7 @@ def costs(first, last, starts, R, t, rays, depth, target, weight, params, model,
                 totals[s, 1] += mass
 
 
-@compiled_for_pixels
-def cost(first, last, starts, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals):
-    """`costs` by itself."""
-    costs(first, last, starts, R, t, rays, depth, target, weight, params, model, limit, scale2, near, totals)
+cost, costs = compiled_for_pixels(_cost), inside_for_pixels(_cost)
 
 
 @compiled_for_pixels
@@ -343,8 +330,7 @@ def back_substitute(
                 _add(total, index, count, out[s])
 
 
-@inside_for_pixels
-def substituted(first, last, start, starts, destination, kept, C, moves, shared, out):
+def _substitute(first, last, start, starts, destination, kept, C, moves, shared, out):
     """E^T dx of source keyframes [first, last) of a chunk that begins with keyframe `start`, from what `condense` kept: out (S, P), zero
     before. destination (E,); moves (K, 6): of all cameras; shared (n,): of the free intrinsics."""
     points, n, rows = out.shape[1], len(shared), kept.shape[1]
@@ -361,10 +347,7 @@ def substituted(first, last, start, starts, destination, kept, C, moves, shared,
             out[s, p] *= math.sqrt(max(C[s, p], LEAST_CURVATURE))
 
 
-@compiled_for_pixels
-def substitute(first, last, start, starts, destination, kept, C, moves, shared, out):
-    """`substituted` by itself."""
-    substituted(first, last, start, starts, destination, kept, C, moves, shared, out)
+substitute, substituted = compiled_for_pixels(_substitute), inside_for_pixels(_substitute)
 
 
 @compiled_for_pixels

@@ -26,6 +26,8 @@ _SCALES = (16.0, 8.0, 4.0, 2.0, 1.5, 1.0)
 _STEPS = 3
 _SEARCHED, _SAMPLES = 256, 200
 """Points among which a pose is searched for, and how often: three of them suffice where a third of all are right."""
+_AGREES = 3.0
+"""Distance, in pixels of a 640-pixel picture, up to which a point agrees with a pose."""
 _SEEN = 0.05
 """Weight that is more than a trace."""
 
@@ -144,8 +146,8 @@ def resect_batch(
     points (F, N, 4) homogeneous world; targets (F, N, 2) px; weights (F, N), 0 = absent; rotation (F, 3, 3), translation (F, 3) starts.
     unit: pixels per pixel of a 640-wide picture. A step whose cost rises at its scale is halved once, then dropped.
     """
-    chosen = (minimise_compiled, sum_up_compiled) if backend_for(points) == "compiled" else (minimise_tensors, sum_up_tensors)
-    minimise, sum_up = chosen
+    compiled, tensors = (minimise_compiled, sum_up_compiled), (minimise_tensors, sum_up_tensors)
+    minimise, sum_up = compiled if backend_for(points) == "compiled" else tensors
     found = minimise(points, targets, weights, model, params, rotation, translation, tuple(s * unit for s in scales), steps)
     return sum_up(found, weights, unit)
 
@@ -154,7 +156,7 @@ def sum_up_tensors(found: Minimum, weights: Tensor, unit: float) -> Resections:
     """What a minimum says, by tensor operations, on any device; weights (F, N)."""
     rotation, translation, H, distance = found
     total = weights.sum(1).clamp_min(1e-12)
-    near = distance < 3.0 * unit
+    near = distance < _AGREES * unit
     order = distance.argsort(1)
     cumulative = weights.gather(1, order).cumsum(1)
     middle = (cumulative < 0.5 * total[:, None]).sum(1).clamp_max(distance.shape[1] - 1)
@@ -169,7 +171,7 @@ def sum_up_compiled(found: Minimum, weights: Tensor, unit: float) -> Resections:
     """The same by the loops of `fused`."""
     rotation, translation, H, distance = found
     out = np.empty((len(weights), 4))
-    fused.sum_up(H.numpy(), distance.numpy(), weights.contiguous().numpy(), 3.0 * unit, _SEEN, out)
+    fused.sum_up(H.numpy(), distance.numpy(), weights.contiguous().numpy(), _AGREES * unit, _SEEN, out)
     median, inliers, agreeing, std = torch.from_numpy(out.T.copy())
     return Resections(rotation, translation, median, inliers, agreeing.long(), std)
 
@@ -209,7 +211,7 @@ def search(points: Float, targets: Float, weights: Float, model: str, params: Fl
     known = spread(known, _SEARCHED)
     space = np.ascontiguousarray(points[known, :3] / points[known, 3:])
     rays = cameras.unproject(torch.from_numpy(targets[known]), torch.from_numpy(params), model).numpy()
-    threshold = 3.0 * unit / params[0]
+    threshold = _AGREES * unit / params[0]
     settings = {"iterationsCount": _SAMPLES, "reprojectionError": threshold, "confidence": 0.999, "flags": cv2.SOLVEPNP_P3P}
     try:
         found, turn, translation, _ = cv2.solvePnPRansac(space, np.ascontiguousarray(rays[:, :2]), np.eye(3), None, **settings)
