@@ -14,7 +14,7 @@ from vipe_dag.evaluate import trajectory
 from vipe_dag.results import BaPoses, Keyframes
 from vipe_dag.sequence import ArrayFrames
 from vipe_dag.stages import ba_poses, intrinsics, keyframes
-from vipe_dag.stages.measurements import Finds
+from vipe_dag.stages.finds import Finds
 from vipe_dag.synthetic.trajectory import handheld, turn_first
 
 MOVING = ["orbit", "room"]

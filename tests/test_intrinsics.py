@@ -11,9 +11,10 @@ from engine_worlds import HEIGHT, WIDTH, calibrated, clip, config, frames, known
 from vipe_dag.calibration import Calibration
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages import intrinsics
+from vipe_dag.stages.finds import Finds
 from vipe_dag.stages.intrinsics import default_params
 from vipe_dag.stages.mapping import Map
-from vipe_dag.stages.measurements import Finds, Measurements
+from vipe_dag.stages.measurements import Measurements
 from vipe_dag.synthetic.scenes import BARREL
 
 

@@ -18,11 +18,12 @@ from engine_worlds import HEIGHT, WIDTH, Rig, angle_deg, clip, config, frames, k
 from vipe_dag.evaluate import trajectory
 from vipe_dag.sequence import ArrayFrames
 from vipe_dag.stages import launch, mapping, revisits
+from vipe_dag.stages.finds import Cache
 from vipe_dag.stages.inbetween import interpolate
 from vipe_dag.stages.intrinsics import choose_lens
 from vipe_dag.stages.mapper import Mapper
 from vipe_dag.stages.mapping import Evidence, Map, pixels_schedule
-from vipe_dag.stages.measurements import Cache, Edge, Measurements, stands
+from vipe_dag.stages.measurements import Edge, Measurements, stands
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic, Report, exp_se3
 from vipe_kernels.tracking import Features

@@ -27,7 +27,7 @@ from vipe_dag.verdicts import DepthTally
 from vipe_dag.video import Clip, SourceInfo, SourceRecord
 
 if TYPE_CHECKING:
-    from vipe_dag.stages.measurements import Finds
+    from vipe_dag.stages.finds import Finds
 
 Progress = Callable[[str, int, int | None], None]
 """progress(stage, done, total): steps done (mostly rows), of total, None when that is not known beforehand."""
@@ -102,11 +102,27 @@ def run_frames(run: StageRun) -> Outcome:
     return Outcome(counts, numbers, info.flags, verdicts.of_frames(time, info.flags))
 
 
+_latest: dict[tuple[str, str, str], Finds] = {}
+
+
+def finds_of(run: StageRun) -> Finds:
+    """What stages of this process found in the same frames, if they were the last to look: kept for one video, as its stages mostly run
+    one after the other."""
+    from vipe_dag.stages.finds import Finds
+
+    frames = run.store.current(run.record.video_id, "frames")
+    key = (run.store.root, run.record.video_id, "" if frames is None else frames.fingerprint)
+    finds = _latest.get(key) or Finds()
+    _latest.clear()
+    _latest[key] = finds
+    return finds
+
+
 def run_keyframes(run: StageRun) -> Outcome:
     """Reads frames, writes keyframes."""
     from vipe_dag.stages import keyframes
 
-    frames = run.store.frames(run.record.video_id)
+    frames = finds_of(run).reading(run.store.frames(run.record.video_id))
     found = keyframes.select(frames, run.config.keyframes, progress=lambda row: run.tick(row, len(frames)))
     _put(run, *result_arrays.keyframes_arrays(found), frame=len(frames), keyframe=len(found.keyframe))
     _label_frames(run, frames)
@@ -131,22 +147,6 @@ def run_intrinsics(run: StageRun) -> Outcome:
     focal, std = float(found.params[0]), float(found.params_std[0])
     numbers = {"fx_px": focal, "fx_std_px": std, "fx_of_width": focal / frames.width}
     return Outcome({"candidates": len(found.candidate_focal)}, numbers, found.flags, verdicts.of_intrinsics(found))
-
-
-_latest: dict[tuple[str, str, str], Finds] = {}
-
-
-def finds_of(run: StageRun) -> Finds:
-    """What stages of this process found in the pictures of the same keyframes, if they were the last to look: kept for one video, as
-    `intrinsics` and `ba_poses` of a video mostly run one after the other."""
-    from vipe_dag.stages.measurements import Finds
-
-    keyframes = run.store.current(run.record.video_id, "keyframes")
-    key = (run.store.root, run.record.video_id, "" if keyframes is None else keyframes.fingerprint)
-    finds = _latest.get(key) or Finds()
-    _latest.clear()
-    _latest[key] = finds
-    return finds
 
 
 def with_metadata(config: IntrinsicsConfig, frames: xr.Dataset) -> IntrinsicsConfig | None:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from vipe_dag.config import BaPosesConfig
 from vipe_dag.results import BaPoses, Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
+from vipe_dag.stages.finds import Finds
 from vipe_dag.stages.inbetween import FramePoses, pose_frames
 from vipe_dag.stages.intrinsics import OBSERVABLE_STD, params_std
 from vipe_dag.stages.mapper import Mapper, Segment
 from vipe_dag.stages.mapping import Camera, Evidence, Map, Part, noise
-from vipe_dag.stages.measurements import Finds, Measurements
+from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic
 from vipe_kernels.parallel import give_back_memory, our_threads
@@ -164,7 +165,9 @@ def solve(
     give_back_memory()
     quality = judge(scene, segments, free, intrinsics, config)
     give_back_memory()
-    return gather(frames, keyframes, intrinsics, scene, mapper.add_lost(segments), quality, config, tell)
+    found = gather(frames, keyframes, intrinsics, scene, mapper.add_lost(segments), quality, config, tell)
+    measurements.finds.clear()
+    return found
 
 
 def gather(

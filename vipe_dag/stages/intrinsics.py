@@ -17,9 +17,10 @@ from vipe_dag.calibration import Calibration
 from vipe_dag.config import IntrinsicsConfig
 from vipe_dag.results import Intrinsics, Keyframes
 from vipe_dag.sequence import FrameSequence
+from vipe_dag.stages.finds import Finds
 from vipe_dag.stages.launch import launch, widest_pair
 from vipe_dag.stages.mapping import Camera, Evidence, Map, pixels_schedule
-from vipe_dag.stages.measurements import Finds, Measurements
+from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import parallel
 from vipe_kernels.bundle import SLOTS, Intrinsic
 from vipe_kernels.parallel import our_threads

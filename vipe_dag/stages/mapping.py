@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vipe_dag.config import CameraPriors
 from vipe_dag.sequence import FrameSequence
-from vipe_dag.stages.measurements import Cache, Edge, Measurements
+from vipe_dag.stages.finds import Cache
+from vipe_dag.stages.measurements import Edge, Measurements
 from vipe_kernels import bundle, cameras, clustered, fused, parallel
 from vipe_kernels.bundle import Edges, Intrinsic, Problem, Report, Schedule, State
 from vipe_kernels.resection import Resection, resect

@@ -8,11 +8,8 @@ keypoints and edges, never the clip.
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from threading import Lock
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -20,12 +17,12 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from vipe_dag.sequence import FrameSequence
+from vipe_dag.stages.finds import Cache, Finds
 from vipe_kernels import epipolar, parallel, tracking
 from vipe_kernels.following import Pyramid
 from vipe_kernels.tracking import Features
 
 Array = NDArray[np.float32]
-T = TypeVar("T")
 
 _FLOW_SIGMA = 0.5
 """Forward-backward error, in units of a 640-pixel picture, at which a followed point loses most of its weight."""
@@ -37,36 +34,10 @@ _FIT = 40
 """Points that move from which is told what is to be expected of others."""
 _TOGETHER = 16
 """Keyframes whose features are found before the next progress is told."""
-_LUMA_ROWS, _LUMA_BYTES = 128, 48 * 2**20
-"""Of luma that are kept: a row is asked for again whenever its keyframe is measured against another, and costs 1.5 ms where luma is
-stored, ten times that where colours are decoded for it."""
-_PYRAMIDS, _PYRAMID_BYTES = 64, 96 * 2**20
-"""Of pictures made ready to be followed in: each keyframe is measured against a dozen others, and to make one ready costs 2 ms."""
-_PIXEL_BYTES = 8
-"""Of such a picture, for each pixel of its finest level."""
+_CHECKS = 32
+"""Of comparisons of flow with matches that are kept: as each pair is gone along in several paths."""
 _MATCH_WEIGHT = 0.25
 """A SIFT keypoint is located about half as well as a refined corner: a quarter of the weight."""
-
-
-class Cache:
-    """The most recently used values of a costly function. Threads may share it; two that miss the same key both compute it."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.items: OrderedDict[object, object] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: object, make: Callable[[], T]) -> T:
-        with self._lock:
-            if key in self.items:
-                self.items.move_to_end(key)
-                return self.items[key]  # type: ignore[return-value]
-        value = make()
-        with self._lock:
-            self.items[key] = value
-            if len(self.items) > self.size:
-                self.items.popitem(last=False)
-        return value
 
 
 def stands(uv: Array, moved: Array, seen: NDArray[np.bool_], unit: float) -> NDArray[np.bool_]:
@@ -115,37 +86,20 @@ class Edge:
         return cls(source, destination, index, target[index], weight[index], kept)
 
 
-class Finds:
-    """What was found in the pictures of one video, by rows and by the settings it was found with, so that the stages of one run do not
-    look for it twice. It changes no result."""
-
-    def __init__(self) -> None:
-        self.items: dict[tuple[object, ...], object] = {}
-
-    def get(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
-        """Threads may share it; two that miss the same key both compute it."""
-        if key not in self.items:
-            self.items[key] = make()
-        return self.items[key]  # type: ignore[return-value]
-
-
 class Measurements:
     """Keyframes and the edges between them. `grid_columns` corners along the long side; `match_count` SIFT keypoints a keyframe; finds: of
     stages before, to go on from."""
 
-    def __init__(self, frames: FrameSequence, grid_columns: int, match_count: int, cache: int = 16, finds: Finds | None = None) -> None:
-        self.frames = frames
+    def __init__(self, frames: FrameSequence, grid_columns: int, match_count: int, finds: Finds | None = None) -> None:
         self.finds = Finds() if finds is None else finds
+        self.frames = self.finds.reading(frames)
         self.grid_columns = grid_columns
         self.match_count = match_count
         self.unit = tracking.pixel_unit(frames.width, frames.height)
         self.keyframes: list[KeyframePoints] = []
         self.features: list[Features] = []
         self.grid_shape = (0, 0)
-        self._luma = Cache(max(2 * cache, min(_LUMA_ROWS, _LUMA_BYTES // (frames.width * frames.height))))
-        self._tracker = Cache(max(cache, min(_PYRAMIDS, _PYRAMID_BYTES // (_PIXEL_BYTES * frames.width * frames.height))))
-        self._flow = Cache(2 * cache)
-        self._checks = Cache(2 * cache)
+        self._checks = Cache(_CHECKS)
 
     def add(self, rows: Sequence[int], progress: Callable[[], None] | None = None) -> list[int]:
         """Make rows keyframes; returns their indices."""
@@ -159,11 +113,10 @@ class Measurements:
         return list(range(first, len(self.keyframes)))
 
     def let_go(self) -> None:
-        """Give up features, half of what a keyframe holds, and pictures: from here on no pair is matched, and rows are read anew."""
+        """Give up features, half of what a keyframe holds, and pictures if there are many: from here on no pair is matched."""
         self.features.clear()
-        self.finds.items.clear()
-        for cache in (self._luma, self._tracker, self._flow, self._checks):
-            cache.items.clear()
+        self.finds.let_go()
+        self._checks.clear()
 
     def _points(self, row: int) -> tuple[KeyframePoints, Features]:
         corners = self.finds.get(("corners", row, self.grid_columns), lambda: tracking.grid_corners(self.luma(row), self.grid_columns))
@@ -180,10 +133,10 @@ class Measurements:
         return self.grid_shape[0] * self.grid_shape[1]
 
     def luma(self, row: int) -> NDArray[np.uint8]:
-        return self._luma.get(row, lambda: self.frames.luma(row))
+        return self.frames.luma(row)
 
     def tracker(self, row: int) -> Pyramid:
-        return self._tracker.get(row, lambda: tracking.prepared(self.luma(row)))
+        return self.finds.pyramids.get(row, lambda: tracking.prepared(self.luma(row)))
 
     def dense(self, source_row: int, destination_row: int) -> Array:
         """Coarse dense flow between two rows at half resolution: (H // 2, W // 2, 2), in half-resolution pixels."""
@@ -193,7 +146,7 @@ class Measurements:
             a, b = (cv2.resize(self.luma(row), size, interpolation=cv2.INTER_AREA) for row in (source_row, destination_row))
             return tracking.dense_seed(np.asarray(a, np.uint8), np.asarray(b, np.uint8))
 
-        return self._flow.get((source_row, destination_row), make)
+        return self.finds.flows.get((source_row, destination_row), make)
 
     def carry(self, uv: Array, source_row: int, destination_row: int) -> Array:
         """Where dense flow takes pixels of one row in another: (N, 2) float32."""
