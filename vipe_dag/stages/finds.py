@@ -53,6 +53,7 @@ class Cache:
             return making.result()
         try:
             value = make()
+            size = self._size(value)
         except BaseException as error:
             with self._lock:
                 del self._making[key]
@@ -61,7 +62,7 @@ class Cache:
         with self._lock:
             del self._making[key]
             self.items[key] = value
-            self._held += self._size(value)
+            self._held += size
             while self._held > self._limit and len(self.items) > self._least:
                 self._held -= self._size(self.items.popitem(last=False)[1])
                 self.lossy = True

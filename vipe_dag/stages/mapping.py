@@ -35,7 +35,7 @@ _CACHED_RAYS = 64
 """Keyframes whose rays are kept while the camera stays the same."""
 _TOGETHER = 256
 """Edges that are put into tensors at a time."""
-_SAMPLE = 2_000_000
+_SAMPLE = 100_000
 """Measurements that are enough for a median."""
 
 

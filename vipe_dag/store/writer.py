@@ -1,4 +1,4 @@
-"""Writing one generation: blocks in, whole shards out, a commit that is written last."""
+"""Writing one generation: blocks in, whole shards out, then all that is small, encoded in memory, at once; a commit is written last."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer
+from zarr.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
 
 from vipe_dag.codecs import zarr_codecs
 from vipe_dag.errors import StoreError
 from vipe_dag.schema import CONVENTIONS, RESERVED_ATTRIBUTES, SHARD_FRAMES, AssetSchema, Found, Variable, problems, value_problems
 from vipe_dag.store.backend import Backend, storage_errors
 from vipe_dag.store.pointer import COMMIT, Pointer
+
+ROOT = "zarr.json"
+"""Describes a group, or an array, to Zarr."""
 
 
 class Generation:
@@ -29,6 +35,8 @@ class Generation:
         self._whole: dict[str, NDArray[Any]] = {}
         self._attrs: dict[str, Any] = {}
         self._checks: tuple[dict[str, Any], ...] = ()
+        self._objects: dict[str, Buffer] = {}
+        self._small = zarr.create_group(store=MemoryStore(self._objects), zarr_format=3)
         with storage_errors(where):
             self._group = zarr.create_group(store=backend.zarr(key, read_only=False), zarr_format=3)
 
@@ -118,29 +126,36 @@ class Generation:
             for sharded in self._shards.values():
                 sharded.close()
             for name, array in small.items():
-                self._write_small(self._schema.variable(name, self._where), array)
+                self._encode(self._schema.variable(name, self._where), array)
+            self._backend.write({f"{self._key}/{name}": content.to_bytes() for name, content in self._objects.items() if name != ROOT})
             self._backend.sync(self._key)
             return sum(size for size, _ in self._backend.objects(self._key).values()), self._checks
 
     def mark_complete(self, pointer: Pointer) -> None:
         """The last write of a generation: attributes with its commit record, and consolidated metadata."""
-        coordinates = {"coordinates": "time"} if "time" in self._group else {}
+        coordinates = {"coordinates": "time"} if "time" in self._small else {}
         described = {"Conventions": CONVENTIONS, "video_id": pointer.video_id, "asset": pointer.asset, **coordinates}
+        self._small.attrs.put({**described, **self._attrs, COMMIT: pointer.model_dump(mode="json")})
         with storage_errors(self._where):
-            self._group.attrs.put({**described, **self._attrs, COMMIT: pointer.model_dump(mode="json")})
-            zarr.consolidate_metadata(self._group.store, zarr_format=3)
-            self._backend.sync(f"{self._key}/zarr.json")
+            for name in self._shards:
+                content = self._backend.read(f"{self._key}/{name}/{ROOT}")
+                if content is None:
+                    raise StoreError(f"{self._where}: {name} was removed while it was written; run again")
+                self._objects[f"{name}/{ROOT}"] = default_buffer_prototype().buffer.from_bytes(content)
+            zarr.consolidate_metadata(self._small.store, zarr_format=3)
+            root = self._objects[ROOT].to_bytes()
+            self._backend.update(f"{self._key}/{ROOT}", lambda _: root)
 
     def _found(self, name: str, shape: tuple[int, ...]) -> Found:
         variable = self._schema.variable(name, self._where)
         return Found(variable.dims, shape, variable.dtype)
 
-    def _write_small(self, variable: Variable, array: NDArray[Any]) -> None:
-        target = self._group.create_array(
+    def _encode(self, variable: Variable, array: NDArray[Any]) -> None:
+        target = self._small.create_array(
             variable.name,
             shape=array.shape,
-            chunks=tuple(max(1, size) for size in array.shape),
             dtype=variable.dtype,
+            chunks=tuple(max(1, size) for size in array.shape),
             fill_value=variable.fill_value,
             dimension_names=variable.dims,
             attributes=variable.attributes(),
