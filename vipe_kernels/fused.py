@@ -22,6 +22,8 @@ Float = NDArray[np.float64]
 
 _STEPS, _LIMIT, _LEAST, _TINY = cameras.NEWTON_ITERATIONS, cameras.NORMALISED_LIMIT, cameras.MIN_DETERMINANT, cameras.TINY
 
+_SETTLED = 1e-9
+"""Length of a step of Newton's after which the next would be less than rounding: errors are squared."""
 _FLATTEST = 0.02
 """Cosine from the axis of a frame's camera beyond which a point is taken to be behind it."""
 LEAST_CURVATURE = 1e-12
@@ -82,14 +84,19 @@ def _undistort(xd, yd, params, model):
         for _ in range(_STEPS):
             px, py, a, b, c = _distort(x, y, params, model)
             ex, ey, determinant = xd - px, yd - py, max(a * c - b * b, _LEAST)
-            x, y = x + (c * ex - b * ey) / determinant, y + (a * ey - b * ex) / determinant
-            x, y = min(max(x, -_LIMIT), _LIMIT), min(max(y, -_LIMIT), _LIMIT)
+            dx, dy = (c * ex - b * ey) / determinant, (a * ey - b * ex) / determinant
+            x, y = min(max(x + dx, -_LIMIT), _LIMIT), min(max(y + dy, -_LIMIT), _LIMIT)
+            if dx * dx + dy * dy < _SETTLED * _SETTLED:
+                break
         return x, y
     widest, distorted = math.atan(_LIMIT), math.sqrt(xd * xd + yd * yd + _TINY)
     theta = min(distorted, widest)
     for _ in range(_STEPS):
         value, slope = _fisheye_angle(theta, params[4], params[5], params[6], params[7])
-        theta = min(max(theta + (distorted - value) / max(slope, _LEAST), 0.0), widest)
+        step = (distorted - value) / max(slope, _LEAST)
+        theta = min(max(theta + step, 0.0), widest)
+        if abs(step) < _SETTLED:
+            break
     scale = math.tan(theta) / distorted
     return xd * scale, yd * scale
 
