@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
@@ -30,6 +31,9 @@ _WORTH = 20_000
 _MOST = 64
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of <malloc.h>."""
+
+_ROOM = 1 << 30
+"""Bytes that a process may take before it gives back what it does not use."""
 
 _lock = threading.Lock()
 _depth = 0
@@ -59,10 +63,16 @@ def _keep_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Let glibc return to the system what is free now, wherever it lies."""
+    """Let glibc return to the system what is free now, wherever it lies, where the process takes more than _ROOM: what follows would have
+    to ask for it again, which is 2 % of the time of a short video."""
     trim = _of_glibc("malloc_trim")
-    if trim is not None:
+    if trim is not None and _resident() > _ROOM:
         trim(0)
+
+
+def _resident() -> int:
+    """Bytes of this process that are in memory (Linux)."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def _of_glibc(name: str) -> Any:

@@ -20,6 +20,7 @@ from vipe_dag.config import KeyframesConfig
 from vipe_dag.results import Keyframes
 from vipe_dag.sequence import FrameSequence
 from vipe_kernels import epipolar, parallel, tracking
+from vipe_kernels.motion import lengths, returning
 from vipe_kernels.parallel import our_threads
 from vipe_kernels.tracking import Features
 
@@ -32,6 +33,8 @@ _BLOCK = 16
 """Frames made ready at a time."""
 _REFINEMENTS = 2
 """Of dense flow: more change the motion by less than one part in a hundred, and the consistent share by one to three."""
+_CLOSING = 1.0
+"""Pixels, at the size where motion is measured, by which a place may miss where it came from."""
 _CUT_CONSISTENT = 0.10
 _CUT_FEATURES = 1000
 _CUT_MATCHES = 15
@@ -93,21 +96,9 @@ class _Flows:
         return _flow(a, b, guess)
 
 
-def _at_places(a: _Small, flow: Flow) -> Flow:
-    """(N, 2) of the flow from a frame."""
-    return flow[a.places[:, 1], a.places[:, 0]]
-
-
 def _motion(a: _Small, b: _Small, forward: Flow) -> tuple[float, float]:
     """Median length of the flow a -> b over the places of a, and the share of those that flow back to where they came from."""
-    backward = _flow(b, a, -forward)
-    flow = _at_places(a, forward)
-    uv = a.places.astype(np.float32)
-    there = uv + flow
-    closing = there + tracking.sample(backward, there) - uv
-    inside = (there >= 0).all(1) & (there[:, 0] < b.image.shape[1]) & (there[:, 1] < b.image.shape[0])
-    good = inside & (np.linalg.norm(closing, axis=1) < 1.0)
-    moved = np.linalg.norm(flow, axis=1)
+    moved, good = lengths(a.places, forward), returning(a.places, forward, _flow(b, a, -forward), _CLOSING)
     return float(np.median(moved[good] if good.sum() > 20 else moved)), float(good.mean())
 
 
@@ -173,7 +164,7 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
         """The flow to the next frame, if there is one: from this one if it is so far that it becomes a keyframe."""
         if following is current:
             return
-        if scale * float(np.median(np.linalg.norm(_at_places(anchor, flow), axis=1))) > limit:
+        if scale * float(np.median(lengths(anchor.places, flow))) > limit:
             flows.expect(current, following, None)
         else:
             flows.expect(anchor, following, flow)
