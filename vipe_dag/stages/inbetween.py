@@ -27,7 +27,7 @@ _POINTS = 192
 """Of each keyframe that a frame is posed from: six unknowns need no more, and errors of neighbours are alike."""
 _FEWEST = 12
 """Points that have to agree with the camera of a frame: fewer agree with many cameras."""
-_WEAK = 0.5
+_WEAK = 0.8
 """Share of weight within 3 px below which a frame is followed again, from dense flow instead of interpolation."""
 
 
