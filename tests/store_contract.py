@@ -470,6 +470,12 @@ class VideoStoreContract:
 
     # Upkeep
 
+    def test_objects_written_together_are_all_there(self, store: VideoStore) -> None:
+        contents = {f"_together/{name}": name.encode() * 3 for name in ("a", "b/c", "b/d/e")}
+        store.backend.write(contents)
+        store.backend.sync("_together")
+        assert store.backend.read_many([*contents, "_together/f"]) == contents
+
     def test_a_listing_says_which_objects_were_replaced(self, store: VideoStore) -> None:
         for name, content in {"a": b"1", "b": b"2", "below/c": b"3"}.items():
             store.backend.update(f"_listed/{name}", lambda _, content=content: content)

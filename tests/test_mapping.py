@@ -18,7 +18,6 @@ from engine_worlds import HEIGHT, WIDTH, Rig, angle_deg, clip, config, frames, k
 from vipe_dag.evaluate import trajectory
 from vipe_dag.sequence import ArrayFrames
 from vipe_dag.stages import launch, mapping, revisits
-from vipe_dag.stages.finds import Cache
 from vipe_dag.stages.inbetween import interpolate
 from vipe_dag.stages.intrinsics import choose_lens
 from vipe_dag.stages.mapper import Mapper
@@ -417,24 +416,6 @@ def test_an_edge_has_weight_only_for_what_was_found() -> None:
     assert set(edge.index[edge.index >= m.grid_count].tolist()) == matched
     assert ((edge.weight > 0) & (edge.weight <= 1)).all()
     assert np.isfinite(edge.target).all()
-
-
-@given(keys=st.lists(st.integers(0, 9), max_size=40), size=st.integers(1, 5))
-def test_a_cache_gives_what_was_made_and_keeps_the_latest(keys: list[int], size: int) -> None:
-    cache, made = Cache(size), []
-
-    def make(key: int) -> int:
-        made.append(key)
-        return key * key
-
-    for key in keys:
-        assert cache.get(key, lambda key=key: make(key)) == key * key
-        assert len(cache.items) <= size
-    latest = list(dict.fromkeys(reversed(keys)))[:size]
-    made.clear()
-    for key in reversed(latest):
-        cache.get(key, lambda key=key: make(key))
-    assert not made
 
 
 def mapped_orbit() -> tuple[Mapper, tuple[int, ...]]:
