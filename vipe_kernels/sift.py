@@ -79,11 +79,10 @@ def detect(pyramid: list[F32], contrast: float) -> Keypoints:
     """Extrema of the difference of Gaussians in space and scale whose contrast is at least `contrast` / LAYERS, not on edges."""
     found = []
     for number, blurred in enumerate(pyramid):
-        difference = blurred[1:] - blurred[:-1]
-        places = np.empty((difference[0].size // 8 + 1, 3), np.int64)
-        count = _extrema(difference, np.float32(0.5 * 255 * contrast / LAYERS), places)
+        places = np.empty((blurred[0].size // 8 + 1, 3), np.int64)
+        count = _extrema(blurred, np.float32(0.5 * 255 * contrast / LAYERS), places)
         refined = np.empty((count, 4))
-        kept = _refine(difference, places[:count], 255.0 * contrast / LAYERS, refined)
+        kept = _refine(blurred, places[:count], 255.0 * contrast / LAYERS, refined)
         unique = np.unique(refined[:kept], axis=0)  # extrema next to each other may be one
         found.append(np.c_[np.full(len(unique), number), unique])
     octave, x, y, layer, value = np.concatenate(found).T if found else np.zeros((5, 0))
@@ -111,22 +110,39 @@ def describe(pyramid: list[F32], keypoints: Keypoints, most: int) -> tuple[NDArr
     return owner, descriptors
 
 
+@inside_for_pixels
+def _subtract(blurred, y, rows):
+    """Row y of the differences between one picture and the next, into rows (L, w)."""
+    for layer in range(len(rows)):
+        coarser, finer, row = blurred[layer + 1, y], blurred[layer, y], rows[layer]
+        for x in range(np.uint64(len(row))):
+            row[x] = coarser[x] - finer[x]
+
+
 @compiled_for_pixels
-def _extrema(difference, least, places):
-    """Pixels of the inner layers that are beyond `least` and not less extreme than any of their 26 neighbours: layer, row and column of
-    each into places (N, 3); how many, at most N."""
-    layers, height, width = difference.shape
+def _extrema(blurred, least, places):
+    """Pixels of the inner differences between pictures that are beyond `least` and not less extreme than any of their 26 neighbours:
+    layer, row and column of each into places (N, 3); how many, at most N."""
+    layers, height, width = blurred.shape[0] - 1, blurred.shape[1], blurred.shape[2]
     candidate = np.empty(width, np.int8)
+    rows = np.empty((3, layers, width), np.float32)  # of the differences, row y at y % 3
     count, one = 0, np.uint64(1)
-    for layer in range(1, layers - 1):
-        for y in range(_BORDER, height - _BORDER):
-            here, above, below = difference[layer, y], difference[layer, y - 1], difference[layer, y + 1]
-            finer, coarser = difference[layer - 1, y], difference[layer + 1, y]
+    for y in range(max(_BORDER - 1, 0), min(_BORDER + 1, height)):
+        _subtract(blurred, y, rows[y % 3])
+    for y in range(_BORDER, height - _BORDER):
+        _subtract(blurred, y + 1, rows[(y + 1) % 3])
+        previous, current, following = rows[(y - 1) % 3], rows[y % 3], rows[(y + 1) % 3]
+        for layer in range(1, layers - 1):
+            here, above, below, finer, coarser = current[layer], previous[layer], following[layer], current[layer - 1], current[layer + 1]
+            some = np.int8(0)
             for x in range(np.uint64(_BORDER), np.uint64(width - _BORDER)):
                 v, left, right = here[x], here[x - one], here[x + one]
                 high = max(max(max(left, right), max(above[x], below[x])), max(finer[x], coarser[x]))
                 low = min(min(min(left, right), min(above[x], below[x])), min(finer[x], coarser[x]))
                 candidate[x] = ((v > least) & (v >= high)) | ((v < -least) & (v <= low))
+                some |= candidate[x]
+            if not some:
+                continue
             for x in range(_BORDER, width - _BORDER):
                 if not candidate[x]:
                     continue
@@ -134,9 +150,9 @@ def _extrema(difference, least, places):
                 value = sign * here[x]
                 extreme = True
                 for k in range(layer - 1, layer + 2):
-                    for j in range(y - 1, y + 2):
+                    for j in range(3):
                         for i in range(x - 1, x + 2):
-                            if sign * difference[k, j, i] > value:
+                            if sign * rows[j, k, i] > value:
                                 extreme = False
                     if not extreme:
                         break
@@ -161,17 +177,21 @@ def _solve3(h, g, out):
 
 
 @compiled
-def _refine(difference, places, least, refined):
+def _refine(blurred, places, least, refined):
     """Fit a parabola around each extremum (Brown and Lowe 2002): x, y, layer and absolute value of those that stay, are at least `least`
     and not on an edge, into refined (N, 4); how many."""
-    layers, height, width = difference.shape
-    g, h, step = np.empty(3), np.empty((3, 3)), np.empty(3)
+    layers, height, width = blurred.shape[0] - 1, blurred.shape[1], blurred.shape[2]
+    d, g, h, step = np.empty((3, 3, 3), np.float32), np.empty(3), np.empty((3, 3)), np.empty(3)
     count = 0
     for place in places:
         layer, y, x = place[0], place[1], place[2]
         settled = False
         for _ in range(_REFINEMENTS):
-            d = difference[layer - 1 : layer + 2, y - 1 : y + 2, x - 1 : x + 2]
+            for k in range(3):
+                for j in range(3):
+                    for i in range(3):
+                        at = (y + j - 1, x + i - 1)
+                        d[k, j, i] = blurred[layer + k, at[0], at[1]] - blurred[layer + k - 1, at[0], at[1]]
             centre = 2.0 * np.float64(d[1, 1, 1])
             g[0], g[1], g[2] = 0.5 * (d[1, 1, 2] - d[1, 1, 0]), 0.5 * (d[1, 2, 1] - d[1, 0, 1]), 0.5 * (d[2, 1, 1] - d[0, 1, 1])
             h[0, 0], h[1, 1], h[2, 2] = d[1, 1, 2] + d[1, 1, 0] - centre, d[1, 2, 1] + d[1, 0, 1] - centre, d[2, 1, 1] + d[0, 1, 1] - centre
@@ -190,7 +210,7 @@ def _refine(difference, places, least, refined):
                 break
         if not settled:
             continue
-        value = abs(difference[layer, y, x] + 0.5 * (g[0] * step[0] + g[1] * step[1] + g[2] * step[2]))
+        value = abs(d[1, 1, 1] + 0.5 * (g[0] * step[0] + g[1] * step[1] + g[2] * step[2]))
         trace, determinant = h[0, 0] + h[1, 1], h[0, 0] * h[1, 1] - h[0, 1] * h[0, 1]
         if value < least or determinant <= 0 or trace * trace * _EDGE >= (_EDGE + 1) ** 2 * determinant:
             continue
