@@ -29,7 +29,7 @@ Flow = NDArray[np.float32]
 _STATIC_PX = 0.5
 """A clip whose median motion never exceeds this, in pixels of a 640-pixel picture, does not move."""
 _PLACES = 4000
-_BLOCK = 16
+_BLOCK = 4
 """Frames made ready at a time."""
 _REFINEMENTS = 2
 """Of dense flow: more change the motion by less than one part in a hundred, and the consistent share by one to three."""

@@ -185,9 +185,10 @@ class LocalBackend:
 
     def write(self, objects: Mapping[str, bytes]) -> None:
         for key, content in objects.items():
-            path = self._path(key)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            name = self._name(key)
+            os.makedirs(os.path.dirname(name), exist_ok=True)
+            with open(name, "wb") as file:
+                file.write(content)
 
     def children(self, key: str) -> list[str]:
         try:
