@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -224,10 +225,10 @@ class LocalBackend:
         top = self._path(key)
         if top.is_file():
             _fsync(top)
-        for folder, _, names in os.walk(top):
-            for name in names:
-                _fsync(Path(folder, name))
-            _fsync_directory(Path(folder))
+        folders = [(folder, names) for folder, _, names in os.walk(top)]
+        with ThreadPoolExecutor(_FLUSHES) as pool:
+            list(pool.map(_fsync, [os.path.join(folder, name) for folder, names in folders for name in names]))
+            list(pool.map(_fsync_directory, [folder for folder, _ in folders]))
         for parent in (top.parent, *(top.parent.parents)):
             _fsync_directory(parent)
             if parent == self._directory:
@@ -403,6 +404,9 @@ class FsspecBackend:
         return f"{self._url.rstrip('/')}/{key}" if not self._url.endswith("://") else self._url + key
 
 
+_FLUSHES = 8
+"""Files that are flushed to a disk at a time: it waits for all of them together."""
+
 _UPDATES = threading.Lock()
 """Serialises read-and-replace within this process; between processes S3 has its conditions and a disk has the last rename."""
 
@@ -427,12 +431,12 @@ def _written(info: dict[str, Any]) -> float:
     return time.time()
 
 
-def _fsync_directory(path: Path) -> None:
+def _fsync_directory(path: str | Path) -> None:
     if os.name != "nt":  # Windows has no directory handles to flush
         _fsync(path)
 
 
-def _fsync(path: Path) -> None:
+def _fsync(path: str | Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
