@@ -18,7 +18,7 @@ from clips import write_clip
 from crash_stages import CATALOGUE, CHANGES
 
 PATIENCE_SECONDS = 1800
-FEWEST_WRITES = 40
+FEWEST_WRITES = 30
 
 
 @pytest.fixture(scope="module")
