@@ -68,7 +68,7 @@ def test_descriptors_are_those_of_opencv(seed: int) -> None:
     for uv, descriptor in zip(ours.uv[owner], descriptors, strict=True):
         same = np.linalg.norm(theirs - uv, axis=1) < 0.01
         likeness.append((expected[same] @ descriptor).max(initial=0.0))
-    assert np.quantile(likeness, 0.05) > 0.998  # their bytes, and a quarter of their gradients
+    assert np.quantile(likeness, 0.05) > 0.999  # their bytes
 
 
 def test_each_orientation_of_opencv_gives_a_feature() -> None:
@@ -86,13 +86,12 @@ def test_each_orientation_of_opencv_gives_a_feature() -> None:
     assert (peaks > 1).any()
 
 
-@pytest.mark.parametrize("step", [1, 2])
-def test_directions_of_gradients_are_those_of_the_arc_tangent(step: int) -> None:
+def test_directions_of_gradients_are_those_of_the_arc_tangent() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(0, 50, (3, 500)).astype(np.float32)
-    length, turn = np.empty(498 // step, np.float32), np.empty(498 // step, np.float32)
-    sift._gradients.py_func(*rows, 1, step, len(turn), length, turn)
-    dx, dy = (rows[1, 2:] - rows[1, :-2])[::step], (rows[2] - rows[0])[1:-1:step]
+    length, turn = np.empty(498, np.float32), np.empty(498, np.float32)
+    sift._gradients.py_func(*rows, 1, 498, length, turn)
+    dx, dy = rows[1, 2:] - rows[1, :-2], (rows[2] - rows[0])[1:-1]
     assert np.allclose(length, np.hypot(dx, dy), rtol=1e-6)
     off = (turn - np.arctan2(dy, dx) / (2 * np.pi) + 0.5) % 1.0 - 0.5
     assert np.abs(off).max() < 4e-5
