@@ -44,6 +44,14 @@ def test_a_cache_holds_no_more_than_its_limit_but_for_the_least_that_is_asked(si
         assert key in cache.items
 
 
+def test_a_cache_holds_no_more_than_the_most_that_is_asked_however_small_they_are() -> None:
+    cache = Cache(1000, len, most=3)
+    for key in range(5):
+        cache.get(key, lambda: "x")
+    assert list(cache.items) == [2, 3, 4]
+    assert cache.lossy
+
+
 def test_who_asks_for_what_another_thread_is_making_waits_for_it() -> None:
     cache, begun, go, made = Cache(4), threading.Event(), threading.Event(), []
 

@@ -32,7 +32,7 @@ _MOST = 64
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of <malloc.h>."""
 
-_ROOM = 1 << 30
+_ROOM = 768 << 20
 """Bytes that a process may take before it gives back what it does not use."""
 
 _lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,17 +26,17 @@ _PYRAMID_BYTES = 112 * _MIB
 """Of pictures made ready to be followed in: a keyframe is measured against a dozen others, and to make one ready costs 1.5 ms."""
 _FLOW_BYTES = 32 * _MIB
 """Of dense flow between keyframes next to each other: 2.5 ms each."""
-_LEAST = 16
-"""Of each, however large: a new keyframe is measured against about ten."""
+_LEAST, _MOST = 16, 64
+"""Of each, however large or small they are, and twice as many luma: a new keyframe is measured against about ten."""
 
 
 class Cache:
-    """The most recently used values of costly functions: `least` of them, and more while all come to no more than `limit` by `size` (1 each
-    unless told). lossy: whether something did not find room. Threads may share it: who asks for what another is making waits for it."""
+    """The most recently used values of costly functions: `least` of them, and up to `most` while all come to no more than `limit` by `size`
+    (1 each unless told). lossy: whether something did not find room. Threads may share it: who asks for what another is making waits for it."""
 
-    def __init__(self, limit: int, size: Callable[[Any], int] = lambda _: 1, least: int = 1) -> None:
+    def __init__(self, limit: int, size: Callable[[Any], int] = lambda _: 1, least: int = 1, most: int = sys.maxsize) -> None:
         self.items: OrderedDict[object, Any] = OrderedDict()
-        self._limit, self._size, self._least, self._held = limit, size, least, 0
+        self._limit, self._size, self._least, self._most, self._held = limit, size, least, most, 0
         self._making: dict[object, Future[Any]] = {}
         self.lossy = False
         self._lock = Lock()
@@ -63,7 +64,7 @@ class Cache:
             del self._making[key]
             self.items[key] = value
             self._held += size
-            while self._held > self._limit and len(self.items) > self._least:
+            while len(self.items) > (self._least if self._held > self._limit else self._most):
                 self._held -= self._size(self.items.popitem(last=False)[1])
                 self.lossy = True
         mine.set_result(value)
@@ -89,9 +90,9 @@ class Finds:
 
     def __init__(self) -> None:
         self.items: dict[tuple[object, ...], object] = {}
-        self.luma = Cache(_LUMA_BYTES, _bytes, _LEAST)
-        self.pyramids = Cache(_PYRAMID_BYTES, _pyramid_bytes, _LEAST)
-        self.flows = Cache(_FLOW_BYTES, _bytes, _LEAST)
+        self.luma = Cache(_LUMA_BYTES, _bytes, _LEAST, 2 * _MOST)
+        self.pyramids = Cache(_PYRAMID_BYTES, _pyramid_bytes, _LEAST, _MOST)
+        self.flows = Cache(_FLOW_BYTES, _bytes, _LEAST, _MOST)
 
     def get(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         """An item. Threads may share it; two that miss the same key both compute it."""
