@@ -32,7 +32,7 @@ _LEAST, _MOST = 16, 64
 
 class Cache:
     """The most recently used values of costly functions: `least` of them, and up to `most` while all come to no more than `limit` by `size`
-    (1 each unless told). lossy: whether something did not find room. Threads may share it: who asks for what another is making waits for it."""
+    (1 each unless told). lossy: whether something did not find room. Threads may share it: who asks for what another is making waits."""
 
     def __init__(self, limit: int, size: Callable[[Any], int] = lambda _: 1, least: int = 1, most: int = sys.maxsize) -> None:
         self.items: OrderedDict[object, Any] = OrderedDict()
