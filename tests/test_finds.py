@@ -36,7 +36,7 @@ def test_a_cache_gives_what_was_made_and_keeps_the_latest(keys: list[int], size:
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=30), limit=st.integers(1, 20), least=st.integers(1, 4))
 def test_a_cache_holds_no_more_than_its_limit_but_for_the_least_that_is_asked(sizes: list[int], limit: int, least: int) -> None:
-    cache = Cache(limit, len, least)
+    cache = Cache(len(sizes), limit, len, least)
     for key, size in enumerate(sizes):
         cache.get(key, lambda size=size: "x" * size)
         assert len(cache.items) >= min(least, key + 1)
@@ -45,7 +45,7 @@ def test_a_cache_holds_no_more_than_its_limit_but_for_the_least_that_is_asked(si
 
 
 def test_a_cache_holds_no_more_than_the_most_that_is_asked_however_small_they_are() -> None:
-    cache = Cache(1000, len, most=3)
+    cache = Cache(3, 1000, len)
     for key in range(5):
         cache.get(key, lambda: "x")
     assert list(cache.items) == [2, 3, 4]
@@ -110,7 +110,7 @@ def test_luma_is_read_once_by_all_who_read_through_the_same_finds() -> None:
 
 def test_pictures_of_a_short_video_stay_when_items_are_let_go_and_those_of_a_long_one_do_not() -> None:
     finds = Finds()
-    finds.luma = Cache(2, least=2)
+    finds.luma = Cache(2)
     for row in range(2):
         finds.luma.get(row, lambda: np.zeros(1, np.uint8))
     finds.get(("corners", 0), lambda: 1)

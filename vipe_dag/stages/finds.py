@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -31,12 +30,12 @@ _LEAST, _MOST = 16, 64
 
 
 class Cache:
-    """The most recently used values of costly functions: `least` of them, and up to `most` while all come to no more than `limit` by `size`
-    (1 each unless told). lossy: whether something did not find room. Threads may share it: who asks for what another is making waits."""
+    """The most recently used values of costly functions: up to `most` of them and, where told how large each is, no more than `limit` in
+    all but for `least`. lossy: whether something did not find room. Threads may share it: who asks for what another is making waits."""
 
-    def __init__(self, limit: int, size: Callable[[Any], int] = lambda _: 1, least: int = 1, most: int = sys.maxsize) -> None:
+    def __init__(self, most: int, limit: int = 0, size: Callable[[Any], int] = lambda _: 0, least: int = 1) -> None:
         self.items: OrderedDict[object, Any] = OrderedDict()
-        self._limit, self._size, self._least, self._most, self._held = limit, size, least, most, 0
+        self._most, self._limit, self._size, self._least, self._held = most, limit, size, least, 0
         self._making: dict[object, Future[Any]] = {}
         self.lossy = False
         self._lock = Lock()
@@ -90,9 +89,9 @@ class Finds:
 
     def __init__(self) -> None:
         self.items: dict[tuple[object, ...], object] = {}
-        self.luma = Cache(_LUMA_BYTES, _bytes, _LEAST, 2 * _MOST)
-        self.pyramids = Cache(_PYRAMID_BYTES, _pyramid_bytes, _LEAST, _MOST)
-        self.flows = Cache(_FLOW_BYTES, _bytes, _LEAST, _MOST)
+        self.luma = Cache(2 * _MOST, _LUMA_BYTES, _bytes, _LEAST)
+        self.pyramids = Cache(_MOST, _PYRAMID_BYTES, _pyramid_bytes, _LEAST)
+        self.flows = Cache(_MOST, _FLOW_BYTES, _bytes, _LEAST)
 
     def get(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         """An item. Threads may share it; two that miss the same key both compute it."""
@@ -103,14 +102,17 @@ class Finds:
     def let_go(self) -> None:
         """Give up items, and pictures of a video that has too many to be kept: who goes through it again would not find them."""
         self.items.clear()
-        for cache in (self.luma, self.pyramids, self.flows):
+        for cache in self._pictures():
             if cache.lossy:
                 cache.clear()
 
     def clear(self) -> None:
         self.items.clear()
-        for cache in (self.luma, self.pyramids, self.flows):
+        for cache in self._pictures():
             cache.clear()
+
+    def _pictures(self) -> tuple[Cache, ...]:
+        return self.luma, self.pyramids, self.flows
 
     def reading(self, frames: FrameSequence) -> FrameSequence:
         """The same frames; what is read of their luma is kept here."""

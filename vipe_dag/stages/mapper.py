@@ -330,18 +330,18 @@ class Mapper:
             scene.model = model
             trial = (*free, *more)
             found = self.everything(keyframes, scales, _CAMERA_STEPS, trial, _FEW_POINTS).cost
-            if found < cost * (1 - gain) and self._moved(keyframes, trial, len(free), scales[-1]):
+            if found < cost * (1 - gain) and self._moved(keyframes, free, more, scales[-1]):
                 free, cost = trial, found
             else:
                 scene.model = known
                 scene.restore(before)
         return free
 
-    def _moved(self, keyframes: Sequence[int], intrinsics: tuple[Intrinsic, ...], known: int, scale: float) -> bool:
-        """Whether any of the intrinsics after the first `known` is more than three standard deviations from what was assumed."""
-        std = intrinsic_std(self.scene, keyframes[1:], keyframes[:1], intrinsics, scale * self.unit)
-        values = [float(self.scene.params[bundle.SLOTS[i.name][0]]) for i in intrinsics]
-        return any(abs(v - i.prior_mean) > 3 * s for v, i, s in list(zip(values, intrinsics, std, strict=True))[known:])
+    def _moved(self, keyframes: Sequence[int], free: tuple[Intrinsic, ...], more: tuple[Intrinsic, ...], scale: float) -> bool:
+        """Whether any of `more`, found beside the intrinsics that were free, is over three standard deviations from what was assumed."""
+        std = intrinsic_std(self.scene, keyframes[1:], keyframes[:1], (*free, *more), scale * self.unit)[len(free) :]
+        moved = [abs(float(self.scene.params[bundle.SLOTS[i.name][0]]) - i.prior_mean) for i in more]
+        return any(m > 3 * s for m, s in zip(moved, std, strict=True))
 
     def finish(self, segments: Sequence[Segment], free: tuple[Intrinsic, ...]) -> None:
         """The last adjustment, of all points of every world that moves: the longest with the intrinsics that are free, the others with

@@ -119,8 +119,10 @@ class Measurements:
         self._checks.clear()
 
     def _points(self, row: int) -> tuple[KeyframePoints, Features]:
-        corners = self.finds.get(("corners", row, self.grid_columns), lambda: tracking.grid_corners(self.luma(row), self.grid_columns))
-        features = self.finds.get(("features", row, self.match_count), lambda: tracking.detect(self.luma(row), self.match_count))
+        corners = self.finds.get(
+            ("corners", row, self.grid_columns), lambda: tracking.grid_corners(self.frames.luma(row), self.grid_columns)
+        )
+        features = self.finds.get(("features", row, self.match_count), lambda: tracking.detect(self.frames.luma(row), self.match_count))
         uv, sigma = corners
         self.grid_shape = (uv.shape[0], uv.shape[1])
         padding = np.zeros((self.match_count - len(features.uv), 2), np.float32)
@@ -132,18 +134,15 @@ class Measurements:
     def grid_count(self) -> int:
         return self.grid_shape[0] * self.grid_shape[1]
 
-    def luma(self, row: int) -> NDArray[np.uint8]:
-        return self.frames.luma(row)
-
     def tracker(self, row: int) -> Pyramid:
-        return self.finds.pyramids.get(row, lambda: tracking.prepared(self.luma(row)))
+        return self.finds.pyramids.get(row, lambda: tracking.prepared(self.frames.luma(row)))
 
     def dense(self, source_row: int, destination_row: int) -> Array:
         """Coarse dense flow between two rows at half resolution: (H // 2, W // 2, 2), in half-resolution pixels."""
 
         def make() -> Array:
             size = (self.frames.width // 2, self.frames.height // 2)
-            a, b = (cv2.resize(self.luma(row), size, interpolation=cv2.INTER_AREA) for row in (source_row, destination_row))
+            a, b = (cv2.resize(self.frames.luma(row), size, interpolation=cv2.INTER_AREA) for row in (source_row, destination_row))
             return tracking.dense_seed(np.asarray(a, np.uint8), np.asarray(b, np.uint8))
 
         return self.finds.flows.get((source_row, destination_row), make)

@@ -223,12 +223,11 @@ class LocalBackend:
 
     def sync(self, key: str) -> None:
         top = self._path(key)
-        if top.is_file():
-            _fsync(top)
-        folders = [(folder, names) for folder, _, names in os.walk(top)]
+        below = list(os.walk(top))
+        files = [os.path.join(folder, name) for folder, _, names in below for name in names]
         with ThreadPoolExecutor(_FLUSHES) as pool:
-            list(pool.map(_fsync, [os.path.join(folder, name) for folder, names in folders for name in names]))
-            list(pool.map(_fsync_directory, [folder for folder, _ in folders]))
+            list(pool.map(_fsync, [str(top)] if top.is_file() else files))
+            list(pool.map(_fsync_directory, [folder for folder, _, _ in below]))
         for parent in (top.parent, *(top.parent.parents)):
             _fsync_directory(parent)
             if parent == self._directory:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vipe_dag.schema import ASSETS
 from vipe_dag.store.backend import Backend
-from vipe_dag.store.pointer import POINTER, Pointer, asset_key
+from vipe_dag.store.pointer import POINTER, ROOT, Pointer, asset_key
 from vipe_dag.store.video_store import Swept
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _replaced(store: VideoStore, backend: Backend, video_id: str, asset: str, li
 
 def _remove(store: VideoStore, backend: Backend, pointer: Pointer) -> bool:
     """Withdraws the commit first and looks at the pointer again: whoever went back to this generation in the meantime gets it back."""
-    root = f"{_key(pointer)}/zarr.json"
+    root = f"{_key(pointer)}/{ROOT}"
     commit = backend.read(root)
     backend.remove(root)
     current = store.current(pointer.video_id, pointer.asset)

@@ -15,6 +15,8 @@ from vipe_dag.video.records import validate_video_id
 
 POINTER = "_current.json"
 SOURCE = "_source.json"
+ROOT = "zarr.json"
+"""Describes a generation's root group, or one of its arrays, to Zarr."""
 COMMIT = "commit"
 """Attribute of a generation's root group that holds its own Pointer; present and consolidated only once everything else was written."""
 

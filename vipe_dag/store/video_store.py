@@ -19,6 +19,7 @@ from vipe_dag.store.backend import Backend, LocalBackend, open_backend, storage_
 from vipe_dag.store.pointer import (
     COMMIT,
     POINTER,
+    ROOT,
     SOURCE,
     Pointer,
     asset_key,
@@ -351,7 +352,7 @@ class VideoStore:
 
     def _complete(self, video_id: str, asset: str, generation: str) -> Pointer | None:
         """A generation's own commit record; None unless it was written to its end."""
-        content = self._read(f"{asset_key(video_id, asset)}/{generation}/zarr.json")
+        content = self._read(f"{asset_key(video_id, asset)}/{generation}/{ROOT}")
         if content is None:
             return None
         try:

@@ -18,10 +18,7 @@ from vipe_dag.codecs import zarr_codecs
 from vipe_dag.errors import StoreError
 from vipe_dag.schema import CONVENTIONS, RESERVED_ATTRIBUTES, SHARD_FRAMES, AssetSchema, Found, Variable, problems, value_problems
 from vipe_dag.store.backend import Backend, storage_errors
-from vipe_dag.store.pointer import COMMIT, Pointer
-
-ROOT = "zarr.json"
-"""Describes a group, or an array, to Zarr."""
+from vipe_dag.store.pointer import COMMIT, ROOT, Pointer
 
 
 class Generation:
