@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_worlds import HEIGHT, WIDTH, calibrated, clip, config, frames, known, selected
+from vipe_dag import synthetic
 from vipe_dag.calibration import Calibration
 from vipe_dag.sequence import FrameSequence
-from vipe_dag.stages import intrinsics
+from vipe_dag.stages import intrinsics, keyframes
 from vipe_dag.stages.finds import Finds
 from vipe_dag.stages.intrinsics import default_params
-from vipe_dag.stages.mapping import Map
+from vipe_dag.stages.mapping import Evidence, Map
 from vipe_dag.stages.measurements import Measurements
-from vipe_dag.synthetic.scenes import BARREL
+from vipe_dag.synthetic.scenes import BARREL, camera
 
 
 @pytest.mark.parametrize("name", ["orbit", "room"])
@@ -126,6 +129,34 @@ def test_the_focal_length_of_a_lens_is_found_within_three_percent(name: str) -> 
     assert found.params[0] == pytest.approx(truth[0], rel=0.03)
     assert found.params[4] == pytest.approx(truth[4], abs=0.05)
     assert (found.params_std[4:6] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "fps", "height", "fov", "distortion"),
+    [("rotation", 15.0, 200, 78.0, (-0.283, 0.074, 0.0002, 0.0, 0.0)), ("orbit", 11.0, 240, 60.0, (0.1, -0.03, 0.0, 0.0, 0.0))],
+    ids=["wide barrel that turns", "pincushion that orbits"],
+)
+def test_what_a_lens_bends_is_not_taken_for_another_focal_length(
+    name: str, fps: float, height: int, fov: float, distortion: tuple[float, ...]
+) -> None:
+    """A pinhole explains these nearly as well, with a focal length 190 % too long and 9 % too short."""
+    straight = synthetic.scene(name, n_frames=50, width=320, height=height, fps=fps, supersample=1, noise=1.0)
+    bent = replace(straight, camera=camera(320, height, fov, "brown", distortion))
+    seen = bent.frames()
+    found = intrinsics.calibrate(seen, keyframes.select(seen, config().keyframes), config().intrinsics)
+    assert found.camera_model == "brown"
+    assert found.params[0] == pytest.approx(bent.camera.params[0], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("cost", "std", "gain", "better"),
+    [(80.0, 0.05, 0.1, True), (95.0, 0.05, 0.1, False), (95.0, 0.02, 0.1, True), (101.0, 0.01, 0.1, False)],
+    ids=["explains much more", "explains little more", "leaves less open", "explains less"],
+)
+def test_a_lens_is_taken_for_what_it_explains_or_settles(cost: float, std: float, gain: float, better: bool) -> None:
+    scene = Map(Measurements(frames("room"), 16, 0), "pinhole", default_params(320, 240, 200.0))
+    nothing = Evidence((), np.zeros((0, 0)), np.zeros((0, 0)), (), 1.0)
+    assert intrinsics.Solved(scene, cost, nothing, std).beats(intrinsics.Solved(scene, 100.0, nothing, 0.05), gain) is better
 
 
 def test_without_a_prior_on_distortion_none_is_sought() -> None:

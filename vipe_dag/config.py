@@ -110,7 +110,8 @@ class IntrinsicsConfig(MeasurementsConfig, CameraPriors):
         gt=0.0,
         le=1.0,
         description="Radial distortion is taken up here, ahead of the adjustment of all keyframes, only if it lowers the robust cost by at "
-        "least this share, and a fisheye lens instead of it only if that lowers the cost by as much again.",
+        "least this share, or lowers it and halves the standard deviation of the focal length; a fisheye lens instead of it only if that "
+        "does as much again.",
     )
     scales: tuple[Pixels, ...] = Field(
         (8.0, 3.0, 1.5, 0.7),

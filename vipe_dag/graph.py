@@ -35,7 +35,7 @@ class Stage:
 STAGES: tuple[Stage, ...] = (
     Stage("frames", (), algorithm_version=1),
     Stage("keyframes", ("frames",), algorithm_version=4),
-    Stage("intrinsics", ("frames", "keyframes"), algorithm_version=11),
+    Stage("intrinsics", ("frames", "keyframes"), algorithm_version=12),
     Stage("ba_poses", ("frames", "keyframes", "intrinsics"), algorithm_version=12),
     Stage("dense_depth", ("frames", "ba_poses"), algorithm_version=1),
     Stage("aligned_depth", ("frames", "dense_depth", "ba_poses"), algorithm_version=1),

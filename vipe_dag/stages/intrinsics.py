@@ -31,9 +31,16 @@ Float = NDArray[np.float64]
 OBSERVABLE_STD = 0.15
 """Posterior standard deviation of the log focal length below which the motion, not the prior, decided."""
 
-_PROMISING = 0.1
-"""Share of `lens_gain` that a first step has to promise before distortion is tried: where a lens bends most measurements are outliers to a
-pinhole, so the whole gain is several times the promise."""
+_PROMISING = 0.005
+"""Share of the robust cost that a first step has to promise before distortion is tried: where a lens bends most measurements are outliers
+to a pinhole, so the whole gain is several times the promise. Of straight lenses it is 0.002 and less."""
+
+_LOOSE, _TIGHTER = 0.1, 0.5
+"""Standard deviation of the log focal length of a pinhole above which a lens is tried whatever is promised; and the share of it that a lens
+has to leave to be taken for that alone."""
+
+_SHORTER = (0.0, 2.0)
+"""Standard deviations of the prior that the starts of a lens are shorter than its middle: lenses that bend are wide."""
 
 _TRIED = 8
 """Pairs of keyframes by which is told how well corners can be followed."""
@@ -191,18 +198,16 @@ def calibrate(
     tell(len(begun) - 1)
     focal = [float(trial.params[0]) for trial in trials]
     best = trials[int(np.argmin(cost))]
-    last = pixels_schedule(config.scales[-1:], (10,), scene.m.unit, tolerance=1e-5)
-    lowest = best.adjust(free, fixed, last, (camera.focal,)).cost
+    solved = Solved.of(best, free, fixed, (camera.focal,), camera, config)
 
-    def weigh() -> Evidence:
-        return Evidence.of(best, best.part(free, fixed), camera.everything(), config.scales[-1] * scene.m.unit)
+    def place(trial: Map) -> None:
+        for window, pair in zip(useful, pairs, strict=True):
+            launch(trial, window.keyframes, pair, config.scales, thorough=False, most=_FEW_POINTS)
 
-    evidence = weigh()
-    lens = (camera.focal, *camera.radial)
-    if camera.radial and evidence.gain(lens) > _PROMISING * config.lens_gain * lowest:
-        choose_lens(best, free, fixed, lens, config, lowest)
-        evidence = weigh()
-    std = params_std(best.params, evidence.intrinsics, evidence.std())
+    if camera.radial:
+        solved = choose_lens(solved, place, free, fixed, camera, config)
+    best = solved.scene
+    std = params_std(best.params, solved.evidence.intrinsics, solved.evidence.std())
     observable = bool(std[0] < OBSERVABLE_STD * best.params[0])
     return Intrinsics(
         best.model,
@@ -225,26 +230,72 @@ def unlike(trials: Sequence[Map]) -> list[Map]:
     return kept
 
 
-def choose_lens(
-    scene: Map, free: Sequence[int], fixed: Sequence[int], intrinsics: tuple[Intrinsic, ...], config: IntrinsicsConfig, cost: float
-) -> None:
-    """Take up radial distortion by Brown's polynomial, and in its place that of a fisheye lens, each if it lowers the robust cost enough.
+@dataclass(frozen=True)
+class Solved:
+    """A map of the windows solved under one model of the camera: robust cost, what it says of a whole camera, and the standard deviation of
+    the log focal length."""
 
-    A wide lens is first made as even as Brown's model can, then as its angles are: the focal length is that of the middle of the picture
-    in both. scene: solved with a pinhole, at `cost`; intrinsics: all that is free, focal length and radial distortion.
+    scene: Map
+    cost: float
+    evidence: Evidence
+    std: float
+
+    @classmethod
+    def of(
+        cls,
+        scene: Map,
+        free: Sequence[int],
+        fixed: Sequence[int],
+        intrinsics: tuple[Intrinsic, ...],
+        camera: Camera,
+        config: IntrinsicsConfig,
+    ) -> Solved:
+        """Adjust a map that is nearly right by all its points; `intrinsics` are free."""
+        last = pixels_schedule(config.scales[-1:], (10,), scene.m.unit, tolerance=1e-5)
+        cost = scene.adjust(free, fixed, last, intrinsics).cost
+        evidence = Evidence.of(scene, scene.part(free, fixed), camera.everything(), config.scales[-1] * scene.m.unit)
+        return cls(scene, cost, evidence, float(evidence.std()[0]))
+
+    def beats(self, other: Solved, gain: float) -> bool:
+        """Whether this explains more by a share `gain` of the cost, or more at all and leaves the focal length much less open: a lens that
+        is not there leaves it as open as it was."""
+        return self.cost < (1 - gain) * other.cost or (self.cost < other.cost and self.std < _TIGHTER * other.std)
+
+
+def choose_lens(
+    pinhole: Solved, place: Callable[[Map], None], free: Sequence[int], fixed: Sequence[int], camera: Camera, config: IntrinsicsConfig
+) -> Solved:
+    """What the windows say of the lens, where a pinhole leaves something open: the pinhole, a lens with radial distortion by Brown's
+    polynomial, or a fisheye lens in its place.
+
+    What a lens bends, a pinhole takes for a focal length that is far too long, and from there no small step leads back: Brown's model
+    starts anew, from the focal length believed before and from a shorter one, and from where `place` puts the cameras then. A wide lens is
+    first made as even as that can, then as its angles are: the focal length is that of the middle of the picture in both.
     """
+    scene, lens = pinhole.scene, (camera.focal, *camera.radial)
+    if pinhole.evidence.gain(lens) < _PROMISING * pinhole.cost and pinhole.std < _LOOSE:
+        return pinhole
+    width, height = scene.m.frames.width, scene.m.frames.height
+    schedule = pixels_schedule(config.scales, (6,) * len(config.scales), scene.m.unit)
+
+    def bend(start: float) -> tuple[float, Map]:
+        trial = scene.trial("pinhole", default_params(width, height, float(np.exp(start))))
+        place(trial)
+        trial.model = "brown"
+        return trial.adjust(free, fixed, schedule, lens, most=_FEW_POINTS).cost, trial
+
+    starts = [camera.focal.prior_mean - shorter * camera.focal.prior_std for shorter in _SHORTER]
+    trial = min(parallel.each(bend, starts), key=lambda found: found[0])[1]
+    brown = Solved.of(trial, free, fixed, lens, camera, config)
+    if not brown.beats(pinhole, config.lens_gain):
+        return pinhole
+    trial = trial.trial("fisheye", trial.params)
+    trial.restore(brown.scene.snapshot())
+    trial.params[4:] = 0.0
     scales = config.scales[1:] or config.scales
-    schedule = pixels_schedule(scales, (10,) * len(scales), scene.m.unit, tolerance=1e-4)
-    for model in ("brown", "fisheye"):
-        before, known = scene.snapshot(), scene.model
-        scene.model = model
-        scene.params[4:] = 0.0
-        found = scene.adjust(free, fixed, schedule, intrinsics).cost
-        if not found < cost * (1 - config.lens_gain):
-            scene.model = known
-            scene.restore(before)
-            return
-        cost = found
+    trial.adjust(free, fixed, pixels_schedule(scales, (10,) * len(scales), scene.m.unit, tolerance=1e-4), lens)
+    fisheye = Solved.of(trial, free, fixed, lens, camera, config)
+    return fisheye if fisheye.beats(brown, config.lens_gain) else brown
 
 
 def params_std(params: Float, intrinsics: Sequence[Intrinsic], std: Float) -> Float:
