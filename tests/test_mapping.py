@@ -19,9 +19,9 @@ from vipe_dag.evaluate import trajectory
 from vipe_dag.sequence import ArrayFrames
 from vipe_dag.stages import launch, mapping, revisits
 from vipe_dag.stages.inbetween import interpolate
-from vipe_dag.stages.intrinsics import choose_lens
+from vipe_dag.stages.intrinsics import Solved, choose_lens
 from vipe_dag.stages.mapper import Mapper
-from vipe_dag.stages.mapping import Evidence, Map, pixels_schedule
+from vipe_dag.stages.mapping import Camera, Evidence, Map, pixels_schedule
 from vipe_dag.stages.measurements import Edge, Measurements, stands
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic, Report, exp_se3
@@ -214,11 +214,18 @@ def test_a_lens_is_taken_up_where_it_explains_the_measurements(model: str) -> No
     truth = replace(world.truth, params=world.truth.params * two_terms)
     scene = exact_map(replace(world, truth=truth).with_targets(bundle.transfer(world.problem, truth)[0]))
     scene.model, scene.params[4:] = "pinhole", 0.0
-    free = (Intrinsic("focal", 6.0, 10.0), Intrinsic("k1", 0.0, 10.0), Intrinsic("k2", 0.0, 10.0))
-    cost = scene.adjust(range(1, 6), [0], pixels_schedule((8.0, 3.0), (10, 10), 1.0), free[:1]).cost
-    choose_lens(scene, range(1, 6), [0], free, config().intrinsics, cost)
-    assert scene.model == model
-    assert scene.params[0] == pytest.approx(float(truth.params[0]), rel=2e-3)
+    camera = Camera(Intrinsic("focal", 6.0, 0.3), (), (Intrinsic("k1", 0.0, 10.0), Intrinsic("k2", 0.0, 10.0)))
+    free, fixed, settings = range(1, 6), [0], config().intrinsics
+    scene.adjust(free, fixed, pixels_schedule((8.0, 3.0), (10, 10), 1.0), (camera.focal,))
+    pinhole = Solved.of(scene, free, fixed, (camera.focal,), camera, settings)
+
+    def place(trial: Map) -> None:
+        for k in range(6):
+            trial.place(k, scene.rotation[k], scene.translation[k], scene.inverse_depth[k])
+
+    found = choose_lens(pinhole, place, free, fixed, camera, settings).scene
+    assert found.model == model
+    assert found.params[0] == pytest.approx(float(truth.params[0]), rel=2e-3)
 
 
 @pytest.mark.parametrize("model", ["pinhole", "brown", "fisheye"])
