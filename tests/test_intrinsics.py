@@ -156,7 +156,8 @@ def test_what_a_lens_bends_is_not_taken_for_another_focal_length(
 def test_a_lens_is_taken_for_what_it_explains_or_settles(cost: float, std: float, gain: float, better: bool) -> None:
     scene = Map(Measurements(frames("room"), 16, 0), "pinhole", default_params(320, 240, 200.0))
     nothing = Evidence((), np.zeros((0, 0)), np.zeros((0, 0)), (), 1.0)
-    assert intrinsics.Solved(scene, cost, nothing, std).beats(intrinsics.Solved(scene, 100.0, nothing, 0.05), gain) is better
+    pinhole = intrinsics.Solved(scene, 100.0, nothing, np.array([0.05]))
+    assert intrinsics.Solved(scene, cost, nothing, np.array([std])).beats(pinhole, gain) is better
 
 
 def test_without_a_prior_on_distortion_none_is_sought() -> None:

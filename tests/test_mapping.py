@@ -19,7 +19,7 @@ from vipe_dag.evaluate import trajectory
 from vipe_dag.sequence import ArrayFrames
 from vipe_dag.stages import launch, mapping, revisits
 from vipe_dag.stages.inbetween import interpolate
-from vipe_dag.stages.intrinsics import Solved, choose_lens
+from vipe_dag.stages.intrinsics import Solved, choose_lens, default_params
 from vipe_dag.stages.mapper import Mapper
 from vipe_dag.stages.mapping import Camera, Evidence, Map, pixels_schedule
 from vipe_dag.stages.measurements import Edge, Measurements, stands
@@ -219,11 +219,13 @@ def test_a_lens_is_taken_up_where_it_explains_the_measurements(model: str) -> No
     scene.adjust(free, fixed, pixels_schedule((8.0, 3.0), (10, 10), 1.0), (camera.focal,))
     pinhole = Solved.of(scene, free, fixed, (camera.focal,), camera, settings)
 
-    def place(trial: Map) -> None:
+    def bend(focal: float) -> tuple[float, Map]:
+        trial = scene.trial("brown", default_params(WIDTH, HEIGHT, focal))
         for k in range(6):
             trial.place(k, scene.rotation[k], scene.translation[k], scene.inverse_depth[k])
+        return trial.adjust(free, fixed, pixels_schedule((8.0, 3.0), (6, 6), 1.0), camera.lens()).cost, trial
 
-    found = choose_lens(pinhole, place, free, fixed, camera, settings).scene
+    found = choose_lens(pinhole, bend, free, fixed, camera, settings).scene
     assert found.model == model
     assert found.params[0] == pytest.approx(float(truth.params[0]), rel=2e-3)
 

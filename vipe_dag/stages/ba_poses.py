@@ -45,7 +45,7 @@ def free_intrinsics(scene: Map, intrinsics: Intrinsics, config: BaPosesConfig) -
     if intrinsics.source == "given":
         return ()
     camera = Camera.of(scene.m.frames, config)
-    return (camera.focal, *(camera.radial if scene.model != "pinhole" else ()))
+    return camera.lens() if scene.model != "pinhole" else (camera.focal,)
 
 
 @dataclass

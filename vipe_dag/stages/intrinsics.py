@@ -33,7 +33,7 @@ OBSERVABLE_STD = 0.15
 
 _PROMISING = 0.005
 """Share of the robust cost that a first step has to promise before distortion is tried: where a lens bends most measurements are outliers
-to a pinhole, so the whole gain is several times the promise. Of straight lenses it is 0.002 and less."""
+to a pinhole, so the whole gain is several times the promise. Of straight lenses it is 0.004 and less."""
 
 _LOOSE, _TIGHTER = 0.1, 0.5
 """Standard deviation of the log focal length of a pinhole above which a lens is tried whatever is promised; and the share of it that a lens
@@ -184,30 +184,30 @@ def calibrate(
         fine = pixels_schedule(config.scales[-half:], (6,) * half, scene.m.unit)
         return trial.adjust(first[1:], first[:1], fine, (camera.focal,), most=_FEW_POINTS).cost, trial
 
-    def finish(trial: Map) -> float:
-        for window, pair in zip(useful[1:], pairs[1:], strict=True):
+    def finish(trial: Map, placed: int, model: str, intrinsics: tuple[Intrinsic, ...]) -> float:
+        for window, pair in zip(useful[placed:], pairs[placed:], strict=True):
             launch(trial, window.keyframes, pair, config.scales, thorough=False, most=_FEW_POINTS)
-        return trial.adjust(free, fixed, schedule, (camera.focal,), most=_FEW_POINTS).cost
+        trial.model = model
+        return trial.adjust(free, fixed, schedule, intrinsics, most=_FEW_POINTS).cost
+
+    def bend(focal: float) -> tuple[float, Map]:
+        trial = scene.trial("pinhole", default_params(frames.width, frames.height, focal))
+        return finish(trial, 0, "brown", camera.lens()), trial
 
     # The window with the most parallax tells starts apart well enough to drop the worse half, and those that have come to the same focal
     # length as a better one, before all windows are adjusted together.
     begun = sorted(parallel.each(begin, config.starts), key=lambda found: found[0])
     tell(len(begun) // 2)
     trials = unlike([trial for _, trial in begun[: (len(begun) + 1) // 2]])
-    cost = parallel.each(finish, trials)
+    cost = parallel.each(lambda trial: finish(trial, 1, "pinhole", (camera.focal,)), trials)
     tell(len(begun) - 1)
     focal = [float(trial.params[0]) for trial in trials]
     best = trials[int(np.argmin(cost))]
     solved = Solved.of(best, free, fixed, (camera.focal,), camera, config)
-
-    def place(trial: Map) -> None:
-        for window, pair in zip(useful, pairs, strict=True):
-            launch(trial, window.keyframes, pair, config.scales, thorough=False, most=_FEW_POINTS)
-
     if camera.radial:
-        solved = choose_lens(solved, place, free, fixed, camera, config)
+        solved = choose_lens(solved, bend, free, fixed, camera, config)
     best = solved.scene
-    std = params_std(best.params, solved.evidence.intrinsics, solved.evidence.std())
+    std = params_std(best.params, camera.everything(), solved.std)
     observable = bool(std[0] < OBSERVABLE_STD * best.params[0])
     return Intrinsics(
         best.model,
@@ -232,13 +232,13 @@ def unlike(trials: Sequence[Map]) -> list[Map]:
 
 @dataclass(frozen=True)
 class Solved:
-    """A map of the windows solved under one model of the camera: robust cost, what it says of a whole camera, and the standard deviation of
-    the log focal length."""
+    """A map of the windows solved under one model of the camera: robust cost, what it says of a whole camera, and the standard deviations
+    (n,) of that, the log focal length first."""
 
     scene: Map
     cost: float
     evidence: Evidence
-    std: float
+    std: Float
 
     @classmethod
     def of(
@@ -254,47 +254,43 @@ class Solved:
         last = pixels_schedule(config.scales[-1:], (10,), scene.m.unit, tolerance=1e-5)
         cost = scene.adjust(free, fixed, last, intrinsics).cost
         evidence = Evidence.of(scene, scene.part(free, fixed), camera.everything(), config.scales[-1] * scene.m.unit)
-        return cls(scene, cost, evidence, float(evidence.std()[0]))
+        return cls(scene, cost, evidence, evidence.std())
 
     def beats(self, other: Solved, gain: float) -> bool:
         """Whether this explains more by a share `gain` of the cost, or more at all and leaves the focal length much less open: a lens that
         is not there leaves it as open as it was."""
-        return self.cost < (1 - gain) * other.cost or (self.cost < other.cost and self.std < _TIGHTER * other.std)
+        return self.cost < (1 - gain) * other.cost or (self.cost < other.cost and bool(self.std[0] < _TIGHTER * other.std[0]))
 
 
 def choose_lens(
-    pinhole: Solved, place: Callable[[Map], None], free: Sequence[int], fixed: Sequence[int], camera: Camera, config: IntrinsicsConfig
+    pinhole: Solved,
+    bend: Callable[[float], tuple[float, Map]],
+    free: Sequence[int],
+    fixed: Sequence[int],
+    camera: Camera,
+    config: IntrinsicsConfig,
 ) -> Solved:
     """What the windows say of the lens, where a pinhole leaves something open: the pinhole, a lens with radial distortion by Brown's
     polynomial, or a fisheye lens in its place.
 
-    What a lens bends, a pinhole takes for a focal length that is far too long, and from there no small step leads back: Brown's model
-    starts anew, from the focal length believed before and from a shorter one, and from where `place` puts the cameras then. A wide lens is
-    first made as even as that can, then as its angles are: the focal length is that of the middle of the picture in both.
+    What a lens bends, a pinhole takes for another focal length, often far too long, and from there no small step leads back: Brown's model
+    starts anew, from the focal length believed before and from a shorter one. A wide lens is first made as even as that can, then as its
+    angles are: the focal length is that of the middle of the picture in both. bend: solves for Brown's model from a focal length; its cost
+    and map.
     """
-    scene, lens = pinhole.scene, (camera.focal, *camera.radial)
-    if pinhole.evidence.gain(lens) < _PROMISING * pinhole.cost and pinhole.std < _LOOSE:
+    if pinhole.evidence.gain(camera.lens()) < _PROMISING * pinhole.cost and pinhole.std[0] < _LOOSE:
         return pinhole
-    width, height = scene.m.frames.width, scene.m.frames.height
-    schedule = pixels_schedule(config.scales, (6,) * len(config.scales), scene.m.unit)
-
-    def bend(start: float) -> tuple[float, Map]:
-        trial = scene.trial("pinhole", default_params(width, height, float(np.exp(start))))
-        place(trial)
-        trial.model = "brown"
-        return trial.adjust(free, fixed, schedule, lens, most=_FEW_POINTS).cost, trial
-
-    starts = [camera.focal.prior_mean - shorter * camera.focal.prior_std for shorter in _SHORTER]
-    trial = min(parallel.each(bend, starts), key=lambda found: found[0])[1]
-    brown = Solved.of(trial, free, fixed, lens, camera, config)
+    starts = [float(np.exp(camera.focal.prior_mean - shorter * camera.focal.prior_std)) for shorter in _SHORTER]
+    bent = min(parallel.each(bend, starts), key=lambda found: found[0])[1]
+    brown = Solved.of(bent, free, fixed, camera.lens(), camera, config)
     if not brown.beats(pinhole, config.lens_gain):
         return pinhole
-    trial = trial.trial("fisheye", trial.params)
-    trial.restore(brown.scene.snapshot())
-    trial.params[4:] = 0.0
+    even = bent.trial("fisheye", bent.params)
+    even.restore(bent.snapshot())
+    even.params[4:] = 0.0
     scales = config.scales[1:] or config.scales
-    trial.adjust(free, fixed, pixels_schedule(scales, (10,) * len(scales), scene.m.unit, tolerance=1e-4), lens)
-    fisheye = Solved.of(trial, free, fixed, lens, camera, config)
+    even.adjust(free, fixed, pixels_schedule(scales, (10,) * len(scales), even.m.unit, tolerance=1e-4), camera.lens())
+    fisheye = Solved.of(even, free, fixed, camera.lens(), camera, config)
     return fisheye if fisheye.beats(brown, config.lens_gain) else brown
 
 

@@ -381,6 +381,9 @@ class Camera:
             tuple(Intrinsic(name, 0.0, bend) for name in ("k1", "k2")) if bend else (),
         )
 
+    def lens(self) -> tuple[Intrinsic, ...]:
+        return (self.focal, *self.radial)
+
     def everything(self) -> tuple[Intrinsic, ...]:
         return (self.focal, *self.centre, *self.radial)
 
