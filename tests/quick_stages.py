@@ -23,11 +23,15 @@ GRID = (3, 4)
 def select(frames: FrameSequence, config: Any, progress: Callable[[int], None] | None = None) -> Keyframes:
     count = len(frames)
     brightness = np.array([frames.rgb(row).mean() for row in range(count)], np.float32)
+    chosen = np.arange(0, count, 4, dtype=np.int64)
+    flow = np.zeros((len(chosen), *GRID, 2), np.float16)
     return Keyframes(
-        keyframe=np.arange(0, count, 4, dtype=np.int64),
+        keyframe=chosen,
         motion=brightness,
         segment=np.zeros(count, np.int32),
         sharpness=np.ones(count, np.float32),
+        flow_to_next=flow,
+        flow_from_next=flow,
         flags=(),
     )
 

@@ -72,6 +72,8 @@ def put_keyframes(writer: Any, value: float) -> None:
     writer.put("motion", np.full(3, value, np.float32))
     writer.put("segment", np.zeros(3, np.int32))
     writer.put("sharpness", np.ones(3, np.float32))
+    for way in ("flow_to_next", "flow_from_next"):
+        writer.put(way, np.zeros((2, 3, 4, 2), np.float16))
     writer.attrs({"flags": ["short"]})
 
 

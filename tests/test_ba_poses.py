@@ -10,6 +10,7 @@ import pytest
 
 from engine_worlds import angle_deg, clip, config, errors, frames, known, selected, solved
 from vipe_dag import synthetic
+from vipe_dag.config import load_config
 from vipe_dag.evaluate import trajectory
 from vipe_dag.results import BaPoses, Keyframes
 from vipe_dag.sequence import ArrayFrames
@@ -225,6 +226,18 @@ def test_progress_is_told_and_stays_within_bounds() -> None:
     assert all(0.0 <= share <= 1.0 for _, share in told)
 
 
+@pytest.mark.parametrize(("height", "fov", "fps"), [(200, 45.0, 15.0), (200, 55.0, 10.0), (240, 55.0, 15.0)])
+def test_a_bay_of_a_hall_is_not_taken_for_the_next_which_looks_alike(height: int, fov: float, fps: float) -> None:
+    hall = synthetic.scene("hall", n_frames=40, width=320, height=height, fov=fov, fps=fps, supersample=1)
+    shown, settings = hall.frames(), load_config()
+    chosen = keyframes.select(shown, settings.keyframes)
+    camera = intrinsics.calibrate(shown, chosen, settings.intrinsics, hall.camera)
+    found = ba_poses.solve(shown, chosen, camera, settings.ba_poses)
+    aligned = trajectory.align(found.cam2world, hall.cam2world)
+    miss = np.linalg.norm(aligned.estimate[:, :3, 3] - aligned.reference[:, :3, 3], axis=1)
+    assert 100 * np.sqrt(np.square(miss).mean()) / hall.path_length < 0.3
+
+
 @cache
 def rearranged(order: tuple[int, ...], blind: tuple[int, ...] = ()) -> tuple[BaPoses, float]:
     """The orbit with its frames in another order (a cut where they jump) or blinded by noise: its solution and the ATE where tracked."""
@@ -234,7 +247,9 @@ def rearranged(order: tuple[int, ...], blind: tuple[int, ...] = ()) -> tuple[BaP
         pixels[row] = np.random.default_rng(row).integers(0, 255, pixels[row].shape)
     shown = ArrayFrames(pixels, np.arange(len(order)) / 10.0, np.arange(len(order)))
     shot = np.cumsum(np.abs(np.diff(order, prepend=order[0])) > 1).astype(np.int32)
-    every = Keyframes(np.arange(len(order)), np.zeros(len(order), np.float32), shot, np.ones(len(order), np.float32), ())
+    rows = len(order)
+    unfollowed = np.full((rows, 3, 4, 2), np.nan, np.float16)
+    every = Keyframes(np.arange(rows), np.zeros(rows, np.float32), shot, np.ones(rows, np.float32), unfollowed, unfollowed, ())
     settings = config().ba_poses.model_copy(update={"matches": 384})
     found = ba_poses.solve(shown, every, known("orbit"), settings)
     aligned = trajectory.align(found.cam2world[found.tracked], truth[found.tracked])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from vipe_dag import synthetic
 from vipe_dag.calibration import Calibration
 from vipe_dag.sequence import FrameSequence
 from vipe_dag.stages import intrinsics, keyframes
-from vipe_dag.stages.finds import Finds
 from vipe_dag.stages.intrinsics import default_params
 from vipe_dag.stages.mapping import Evidence, Map
 from vipe_dag.stages.measurements import Measurements
@@ -66,9 +66,9 @@ def test_features_are_matched_only_where_too_few_corners_can_be_followed(
 ) -> None:
     made: list[int] = []
 
-    def measurements(frames: FrameSequence, columns: int, matches: int, finds: Finds) -> Measurements:
+    def measurements(frames: FrameSequence, columns: int, matches: int, *known: Any) -> Measurements:
         made.append(matches)
-        return Measurements(frames, columns, matches, finds=finds)
+        return Measurements(frames, columns, matches, *known)
 
     monkeypatch.setattr(intrinsics, "Measurements", measurements)
     settings = config().intrinsics.model_copy(update={"followed": followed})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
 
 from engine_worlds import clip, config, frames, selected, still_frames
+from vipe_dag import synthetic
 from vipe_dag.results import Keyframes
 from vipe_dag.sequence import ArrayFrames
 from vipe_dag.stages import keyframes
@@ -67,10 +70,39 @@ def test_motion_is_measured_in_pixels_of_the_frames() -> None:
     assert np.allclose(found.motion, [0, 4, 8, 12], atol=0.5)
 
 
+@pytest.mark.parametrize("at_least", [2, 12])
+def test_flow_to_the_next_keyframe_and_back_is_the_true_one(at_least: int) -> None:
+    world = clip("room", 30, 15.0)
+    settings = config().keyframes.model_copy(update={"at_least": at_least})
+    pairs = keyframes.select(frames("room", 30, 15.0), settings).followed()
+    assert len(pairs) >= at_least
+    for (a, b), flow in pairs.items():
+        assert flow.shape == (30, 40, 2)
+        true, visible = world.flow(a, b)
+        size = flow.shape[1::-1]
+        seen = cv2.resize(visible.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.99
+        miss = np.linalg.norm(flow - cv2.resize(true, size, interpolation=cv2.INTER_AREA), axis=-1)[seen]
+        assert np.median(miss) < 1.0
+        assert np.quantile(miss, 0.8) < 3.0
+
+
+def test_flow_is_told_of_neighbouring_keyframes_of_a_shot_with_frames_between() -> None:
+    found = selected("cut")
+    between = {(int(a), int(b)) for a, b in itertools.pairwise(found.keyframe) if b > a + 1 and found.segment[a] == found.segment[b]}
+    assert between
+    assert set(found.followed()) == between | {(b, a) for a, b in between}
+
+
 def test_a_cut_makes_two_shots() -> None:
     found = selected("cut")
     assert np.array_equal(found.segment, clip("cut").shot)
     assert "segments" in found.flags
+
+
+@pytest.mark.parametrize("fov", [65.0, 70.0])
+def test_a_cut_is_seen_although_flow_across_it_returns_here_and_there(fov: float) -> None:
+    world = synthetic.scene("cut", n_frames=12, width=320, height=240, fov=fov, fps=10.0, supersample=1)
+    assert np.array_equal(select(world.frames()).segment, world.shot)
 
 
 @pytest.mark.parametrize("name", ["orbit", "room", "rotation", "static"])

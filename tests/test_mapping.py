@@ -390,6 +390,14 @@ def test_where_flow_loses_what_passes_by_the_matches_next_to_it_lead(monkeypatch
     assert np.median(miss) < 2.5
 
 
+def test_flow_that_was_followed_is_believed_whatever_matches() -> None:
+    there = np.full((6, 8, 2), (5.0, -2.0), np.float16)
+    m = Measurements(frames("room"), 16, 384, {(0, 6): there})
+    a, b = m.add([0, 6])
+    assert np.allclose(m.chain([a, b]), m.keyframes[a].uv[: m.grid_count] + np.array((5.0, -2.0)))
+    assert not np.allclose(m.chain([b, a]), m.keyframes[b].uv[: m.grid_count] - np.array((5.0, -2.0)), atol=2.0)
+
+
 def test_what_belongs_to_the_picture_is_not_measured() -> None:
     shown = frames("room")
     pixels = shown.rgb_array.copy()

@@ -222,6 +222,8 @@ def test_a_video_without_poses_says_what_to_run(tmp_path: Path, capfd: pytest.Ca
         w.put("motion", np.zeros(2, np.float32))
         w.put("segment", np.zeros(2, np.int32))
         w.put("sharpness", np.zeros(2, np.float32))
+        for way in ("flow_to_next", "flow_from_next"):
+            w.put(way, np.zeros((1, 3, 4, 2), np.float16))
         w.attrs({"flags": []})
     code, line = error_of(capfd, "early-0a1b2c3d", "--store", tmp_path)
     assert code == 1

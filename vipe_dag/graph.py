@@ -34,9 +34,9 @@ class Stage:
 
 STAGES: tuple[Stage, ...] = (
     Stage("frames", (), algorithm_version=1),
-    Stage("keyframes", ("frames",), algorithm_version=4),
-    Stage("intrinsics", ("frames", "keyframes"), algorithm_version=12),
-    Stage("ba_poses", ("frames", "keyframes", "intrinsics"), algorithm_version=12),
+    Stage("keyframes", ("frames",), algorithm_version=5),
+    Stage("intrinsics", ("frames", "keyframes"), algorithm_version=13),
+    Stage("ba_poses", ("frames", "keyframes", "intrinsics"), algorithm_version=13),
     Stage("dense_depth", ("frames", "ba_poses"), algorithm_version=1),
     Stage("aligned_depth", ("frames", "dense_depth", "ba_poses"), algorithm_version=1),
 )

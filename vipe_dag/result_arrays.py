@@ -16,9 +16,12 @@ Arrays = dict[str, NDArray[Any]]
 Attributes = dict[str, Any]
 
 
+_KEYFRAMES = ("keyframe", "motion", "segment", "sharpness", "flow_to_next", "flow_from_next")
+
+
 def keyframes_arrays(keyframes: Keyframes) -> tuple[Arrays, Attributes]:
     """What the store keeps of Keyframes."""
-    arrays: Arrays = {name: getattr(keyframes, name) for name in ("keyframe", "motion", "segment", "sharpness")}
+    arrays: Arrays = {name: getattr(keyframes, name) for name in _KEYFRAMES}
     return arrays, {"flags": list(keyframes.flags)}
 
 
@@ -29,6 +32,8 @@ def keyframes_from(stored: xr.Dataset) -> Keyframes:
         motion=_values(stored, "motion", np.float32),
         segment=_values(stored, "segment", np.int32),
         sharpness=_values(stored, "sharpness", np.float32),
+        flow_to_next=_values(stored, "flow_to_next", np.float16),
+        flow_from_next=_values(stored, "flow_from_next", np.float16),
         flags=_flags(stored),
     )
 

@@ -32,15 +32,25 @@ class Keyframes:
     """Where the camera moved enough.
 
     keyframe (K,) int64 rows, ascending; motion (T,) float32, median flow in pixels since the last keyframe of the first pass; segment
-    (T,) int32, which uninterrupted shot a row belongs to; sharpness (T,) float32, variance of the Laplacian of grey levels; flags: words of
-    the data contract.
+    (T,) int32, which uninterrupted shot a row belongs to; sharpness (T,) float32, variance of the Laplacian of grey levels; flow_to_next,
+    flow_from_next (K, fy, fx, 2) float16 pixels: where the cells that a keyframe is divided into are in the next one, and the other way, as
+    followed through the frames between; NaN where none are between or it was not followed; flags: words of the data contract.
     """
 
     keyframe: NDArray[np.int64]
     motion: NDArray[np.float32]
     segment: NDArray[np.int32]
     sharpness: NDArray[np.float32]
+    flow_to_next: NDArray[np.float16]
+    flow_from_next: NDArray[np.float16]
     flags: tuple[str, ...]
+
+    def followed(self) -> dict[tuple[int, int], NDArray[np.float16]]:
+        """What is known of the flow from a row to another, (fy, fx, 2) pixels."""
+        known = [n for n in range(len(self.keyframe) - 1) if np.isfinite(self.flow_to_next[n]).all()]
+        rows = [(int(self.keyframe[n]), int(self.keyframe[n + 1])) for n in known]
+        there = {(a, b): self.flow_to_next[n] for n, (a, b) in zip(known, rows, strict=True)}
+        return there | {(b, a): self.flow_from_next[n] for n, (a, b) in zip(known, rows, strict=True)}
 
 
 @dataclass(frozen=True)

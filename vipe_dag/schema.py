@@ -253,6 +253,8 @@ _FRAMES = AssetSchema(
     ),
 )
 
+_CELLS = ("keyframe", "flow_y", "flow_x", "xy")
+_FOLLOWED = "followed through the frames between; NaN where it was not"
 _KEYFRAMES = AssetSchema(
     "keyframes",
     (
@@ -262,6 +264,8 @@ _KEYFRAMES = AssetSchema(
         Variable("motion", ("frame",), "float32", "median flow since the last keyframe", "pixel"),
         Variable("segment", ("frame",), "int32", "number of the uninterrupted shot", "1"),
         Variable("sharpness", ("frame",), "float32", "variance of the Laplacian of grey levels", "1"),
+        Variable("flow_to_next", _CELLS, "float16", f"mean flow of each cell of the picture to the next keyframe, {_FOLLOWED}", "pixel"),
+        Variable("flow_from_next", _CELLS, "float16", f"mean flow of each cell of the next keyframe to this one, {_FOLLOWED}", "pixel"),
     ),
     (_FLAGS,),
 )

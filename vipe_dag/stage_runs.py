@@ -124,7 +124,8 @@ def run_keyframes(run: StageRun) -> Outcome:
 
     frames = finds_of(run).reading(run.store.frames(run.record.video_id))
     found = keyframes.select(frames, run.config.keyframes, progress=lambda row: run.tick(row, len(frames)))
-    _put(run, *result_arrays.keyframes_arrays(found), frame=len(frames), keyframe=len(found.keyframe))
+    cells = found.flow_to_next.shape[1:3]
+    _put(run, *result_arrays.keyframes_arrays(found), frame=len(frames), keyframe=len(found.keyframe), flow_y=cells[0], flow_x=cells[1])
     _label_frames(run, frames)
     numbers = {"motion_px_median": float(np.nanmedian(found.motion)), "sharpness_median": float(np.nanmedian(found.sharpness))}
     counts = {"frames": len(frames), "keyframes": len(found.keyframe), "shots": len(np.unique(found.segment))}

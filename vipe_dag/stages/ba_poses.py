@@ -139,7 +139,7 @@ def solve(
     `focal_uncertain`.
     """
     tell = progress or (lambda _phase, _share: None)
-    measurements = Measurements(frames, config.grid_columns, config.matches, finds=finds)
+    measurements = Measurements(frames, config.grid_columns, config.matches, keyframes.followed(), finds)
     rows = [int(row) for row in keyframes.keyframe]
     measurements.add(rows, lambda: tell("features", len(measurements.keyframes) / len(rows)))
     scene = Map(measurements, intrinsics.camera_model, intrinsics.params)

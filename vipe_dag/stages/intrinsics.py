@@ -116,7 +116,7 @@ def followed(frames: FrameSequence, keyframes: Keyframes, config: IntrinsicsConf
     """Median share of corners that can be followed from a keyframe to the next of its shot, of a few; 0 where there is none."""
     shot = keyframes.segment[keyframes.keyframe]
     starts = spread(np.flatnonzero(shot[1:] == shot[:-1]), _TRIED)
-    measurements = Measurements(frames, config.grid_columns, 0, finds=finds)
+    measurements = Measurements(frames, config.grid_columns, 0, keyframes.followed(), finds)
     ends = np.unique([starts, starts + 1])
     position = dict(zip(ends.tolist(), measurements.add([int(keyframes.keyframe[k]) for k in ends]), strict=True))
     scene = Map(measurements, "pinhole", default_params(frames.width, frames.height, 1.0))
@@ -131,7 +131,8 @@ def measure(frames: FrameSequence, keyframes: Keyframes, config: IntrinsicsConfi
     for and matched only where fewer are, as where a camera drives: flow is wrong of what passes close by.
     """
     enough = config.matches == 0 or followed(frames, keyframes, config, finds) >= config.followed
-    scene = Map(Measurements(frames, config.grid_columns, 0 if enough else config.matches, finds=finds), "pinhole", params)
+    measurements = Measurements(frames, config.grid_columns, 0 if enough else config.matches, keyframes.followed(), finds)
+    scene = Map(measurements, "pinhole", params)
     chosen = windows_of(scene.m, keyframes, config, scene, config.windows)
     useful = [w for w in chosen if w.parallax > config.min_parallax] or chosen[:1]
     for window in useful:

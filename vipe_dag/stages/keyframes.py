@@ -31,11 +31,15 @@ _STATIC_PX = 0.5
 _PLACES = 4000
 _BLOCK = 4
 """Frames made ready at a time."""
+_CELLS = 40
+"""Parts of the longer side in which followed flow is kept."""
 _REFINEMENTS = 2
 """Of dense flow: more change the motion by less than one part in a hundred, and the consistent share by one to three."""
 _CLOSING = 1.0
 """Pixels, at the size where motion is measured, by which a place may miss where it came from."""
-_CUT_CONSISTENT = 0.10
+_CUT_SEEDED, _CUT_CONSISTENT = 0.15, 0.06
+"""Shares of places that flow back below which it is looked whether two frames show the same place: where they do not, up to 0.12 do if the
+way back was begun from the way there, and up to 0.03 if from nothing."""
 _CUT_FEATURES = 1000
 _CUT_MATCHES = 15
 
@@ -96,10 +100,66 @@ class _Flows:
         return _flow(a, b, guess)
 
 
-def _motion(a: _Small, b: _Small, forward: Flow) -> tuple[float, float]:
-    """Median length of the flow a -> b over the places of a, and the share of those that flow back to where they came from."""
-    moved, good = lengths(a.places, forward), returning(a.places, forward, _flow(b, a, -forward), _CLOSING)
-    return float(np.median(moved[good] if good.sum() > 20 else moved)), float(good.mean())
+@dataclass(frozen=True)
+class _Motion:
+    """Dense flow from a frame to another and back; length: its median over the places of the first; share of those that flow back to where
+    they came from."""
+
+    there: Flow
+    back: Flow
+    length: float
+    share: float
+
+    @classmethod
+    def of(cls, a: _Small, b: _Small, there: Flow) -> _Motion:
+        back = _flow(b, a, -there)
+        moved, good = lengths(a.places, there), returning(a.places, there, back, _CLOSING)
+        return cls(there, back, float(np.median(moved[good] if good.sum() > 20 else moved)), float(good.mean()))
+
+
+class _Followed:
+    """Flow between rows with others between, in cells and in pixels of the frames."""
+
+    def __init__(self, frames: FrameSequence) -> None:
+        cell = max(frames.width, frames.height) / _CELLS
+        self._frame = np.array([frames.width, frames.height], np.float32)
+        self._size = max(1, round(frames.width / cell)), max(1, round(frames.height / cell))
+        self._known: dict[tuple[int, int], tuple[Flow, Flow]] = {}
+
+    def keep(self, a: int, b: int, motion: _Motion) -> None:
+        if b > a + 1:
+            self._known[a, b] = self._cells(motion.there), self._cells(motion.back)
+
+    def _cells(self, flow: Flow) -> Flow:
+        scale = self._frame / np.array(flow.shape[1::-1], np.float32)
+        return np.asarray(cv2.resize(flow, self._size, interpolation=cv2.INTER_AREA) * scale, np.float32)
+
+    def divide(self, frames: FrameSequence, whole: list[int], parts: list[int], motion: NDArray[np.float32], side: int) -> None:
+        """Follow between keyframes that were set within the intervals of others, by what is known of these: the share of their motion."""
+        for start, end in itertools.pairwise(whole):
+            rows = [row for row in parts if start <= row <= end]
+            if len(rows) < 3 or (start, end) not in self._known:
+                continue
+            small = {row: _shrink(frames.luma(row), side) for row in rows}
+            size = small[start].image.shape[::-1]
+            flow = cv2.resize(self._known[start, end][0], size, interpolation=cv2.INTER_LINEAR) * (np.array(size, np.float32) / self._frame)
+            for a, b in itertools.pairwise(rows):
+                moved = motion[b] - (motion[a] if a > start else 0.0)
+                guess = np.asarray(flow * np.float32(moved / max(motion[end], 1e-6)), np.float32)
+                self.keep(a, b, _Motion.of(small[a], small[b], _flow(small[a], small[b], guess)))
+
+    def between(self, keyframe: list[int]) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        """(K, fy, fx, 2) from each to the next, and back."""
+        there, back = (np.full((len(keyframe), *self._size[::-1], 2), np.nan, np.float16) for _ in range(2))
+        for n, pair in enumerate(itertools.pairwise(keyframe)):
+            if pair in self._known:
+                there[n], back[n] = self._known[pair]
+        return there, back
+
+
+def _lost(a: _Small, b: _Small, motion: _Motion) -> bool:
+    """Whether hardly a place flows back even from nothing."""
+    return float(returning(a.places, motion.there, _flow(b, a, None), _CLOSING).mean()) < _CUT_CONSISTENT
 
 
 def _is_cut(frames: FrameSequence, row: int, segment: NDArray[np.int32]) -> bool:
@@ -158,6 +218,8 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
     static_limit = _STATIC_PX * max(frames.width, frames.height) / 640.0
     following = next(shrunk)
     flows, flow = _Flows(), None
+    followed = _Followed(frames)
+    found: _Motion | None = None
     begun, reach = 0, total
 
     def expect_next(flow: Flow) -> None:
@@ -179,25 +241,28 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
             expect_next(flow)
         else:  # the last time this far from a keyframe was too far
             flows.expect(last, current, None)
-        moved, share = _motion(anchor, current, flow)
-        if share < config.consistent and anchor is not last:
+        before, found = found, _Motion.of(anchor, current, flow)
+        if found.share < config.consistent and before and anchor is not last:
             # Too far from the last keyframe: the previous frame becomes one, and motion is measured from there.
             if keyframe[-1] != row - 1:
                 keyframe.append(row - 1)
+            followed.keep(begun, row - 1, before)
             anchor, begun, reach = last, row - 1, row - begun
             flow = flows.between(anchor, current, None)
             expect_next(flow)
-            moved, share = _motion(anchor, current, flow)
+            found = _Motion.of(anchor, current, flow)
         else:
             reach = max(reach, row - begun + 1)
-        if share < _CUT_CONSISTENT and _is_cut(frames, row, segment):
+        if found.share < _CUT_SEEDED and _lost(anchor, current, found) and _is_cut(frames, row, segment):
             if keyframe[-1] != row - 1:
                 keyframe.append(row - 1)
             segment[row] += 1
             chosen = True
         else:
-            motion[row] = moved * scale
-            chosen = moved * scale > limit or share < config.consistent
+            motion[row] = found.length * scale
+            chosen = found.length * scale > limit or found.share < config.consistent
+            if chosen or row == total - 1:
+                followed.keep(begun, row, found)
         if chosen:
             keyframe.append(row)
             anchor, begun, flow = current, row, None
@@ -206,7 +271,8 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
             progress(row)
     if keyframe[-1] != total - 1:
         keyframe.append(total - 1)
-    keyframe = _enough(keyframe, motion, segment, config, max(frames.width, frames.height))
+    whole, keyframe = keyframe, _enough(keyframe, motion, segment, config, max(frames.width, frames.height))
+    followed.divide(frames, whole, keyframe, motion, config.side)
     flags = []
     if float(np.max(motion)) < max(static_limit, 1e-9) and segment[-1] == 0:
         flags.append("static")
@@ -216,4 +282,4 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
         flags.append("low_texture")
     if total < 8:
         flags.append("short")
-    return Keyframes(np.array(keyframe, np.int64), motion, segment, sharpness, tuple(flags))
+    return Keyframes(np.array(keyframe, np.int64), motion, segment, sharpness, *followed.between(keyframe), tuple(flags))

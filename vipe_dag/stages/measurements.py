@@ -8,7 +8,7 @@ keypoints and edges, never the clip.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -87,10 +87,17 @@ class Edge:
 
 
 class Measurements:
-    """Keyframes and the edges between them. `grid_columns` corners along the long side; `match_count` SIFT keypoints a keyframe; finds: of
-    stages before, to go on from."""
+    """Keyframes and the edges between them. `grid_columns` corners along the long side; `match_count` SIFT keypoints a keyframe; followed:
+    what is known of flow from a row to another (fy, fx, 2) px; finds: of stages before, to go on from."""
 
-    def __init__(self, frames: FrameSequence, grid_columns: int, match_count: int, finds: Finds | None = None) -> None:
+    def __init__(
+        self,
+        frames: FrameSequence,
+        grid_columns: int,
+        match_count: int,
+        followed: Mapping[tuple[int, int], NDArray[np.float16]] | None = None,
+        finds: Finds | None = None,
+    ) -> None:
         self.finds = Finds() if finds is None else finds
         self.frames = self.finds.reading(frames)
         self.grid_columns = grid_columns
@@ -99,6 +106,7 @@ class Measurements:
         self.keyframes: list[KeyframePoints] = []
         self.features: list[Features] = []
         self.grid_shape = (0, 0)
+        self._followed = followed or {}
         self._checks = Cache(_CHECKS)
 
     def add(self, rows: Sequence[int], progress: Callable[[], None] | None = None) -> list[int]:
@@ -149,10 +157,11 @@ class Measurements:
 
     def carry(self, uv: Array, source_row: int, destination_row: int) -> Array:
         """Where dense flow takes pixels of one row in another: (N, 2) float32."""
-        flow = self.dense(source_row, destination_row)
+        followed = self._followed.get((source_row, destination_row))
+        flow = self.dense(source_row, destination_row) if followed is None else followed.astype(np.float32)
         scale = np.array([self.frames.width / flow.shape[1], self.frames.height / flow.shape[0]], np.float32)
-        half = (uv + 0.5) / scale - 0.5
-        return (uv + tracking.sample(flow, half.astype(np.float32)) * scale).astype(np.float32)
+        moved = tracking.sample(flow, ((uv + 0.5) / scale - 0.5).astype(np.float32))
+        return (uv + (moved * scale if followed is None else moved)).astype(np.float32)
 
     def chain(self, path: Sequence[int]) -> Array:
         """A guess of where the grid corners of the first keyframe of a path are in the last, from one to the next: (G, 2)."""
@@ -163,8 +172,12 @@ class Measurements:
 
     def _step(self, uv: Array, source: int, destination: int) -> Array:
         """Where pixels of a keyframe are in another: as dense flow says or, where the verified match next to them contradicts it, as that
-        moved. Flow loses what passes close by, and comes back from there to where it set out."""
-        guess = self.carry(uv, self.keyframes[source].row, self.keyframes[destination].row)
+        moved. Flow loses what passes close by, and comes back from there to where it set out. Flow that was followed through the frames
+        between is believed: a place that only looks alike is matched as well, and there it tells the two apart."""
+        rows = self.keyframes[source].row, self.keyframes[destination].row
+        guess = self.carry(uv, *rows)
+        if rows in self._followed:
+            return guess
         known = self._checks.get((source, destination), lambda: self._check(source, destination))
         if known is None:
             return guess
