@@ -11,7 +11,7 @@ from torch import Tensor
 from vipe_kernels import cameras
 from vipe_kernels.bundle import Problem, State
 
-_SLOTS = {"focal": [0, 1], "cx": [2], "cy": [3], "k1": [4], "k2": [5]}
+_SLOTS = {"focal": [0, 1], "cx": [2], "cy": [3], "k1": [4], "k2": [5], "k3": [8]}
 
 
 def _hat(xi: Tensor) -> Tensor:

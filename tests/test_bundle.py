@@ -27,6 +27,7 @@ INTRINSICS = {
     "focal free": (focal(),),
     "focal with prior": (focal(0.05, 6.3),),
     "focal and k1 free": (focal(), Intrinsic("k1", 0.0, 0.1)),
+    "focal and k1 to k3 free": (focal(), Intrinsic("k1", 0.0, 0.1), Intrinsic("k2", 0.0, 0.1), Intrinsic("k3", 0.0, 0.5)),
     "focal and centre free": (focal(), Intrinsic("cx", 319.5, 5.0), Intrinsic("cy", 179.5, 5.0)),
 }
 
@@ -69,13 +70,22 @@ def steps(world: Rig, start: State, monkeypatch: pytest.MonkeyPatch) -> list[Sta
 # -- against the dense reference -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("model", "free"), [(m, f) for m in MODELS for f in INTRINSICS if m != "pinhole" or "k1" not in f])
+def takes(model: str, free: str) -> bool:
+    return ("k1" not in free or model != "pinhole") and ("k3" not in free or model == "brown")
+
+
+@pytest.mark.parametrize(("model", "free"), [(m, f) for m in MODELS for f in INTRINSICS if takes(m, f)])
 def test_one_step_is_the_dense_least_squares_step(model: str, free: str, monkeypatch: pytest.MonkeyPatch) -> None:
     world = rig(model, keyframes=4, points=8, fixed=(0, 1), intrinsics=INTRINSICS[free]).noisy(0.5)
     start = world.perturbed(0.004, focal=1.01 if INTRINSICS[free] else 1.0)
     wanted = gauss_newton(world.problem, start, 4.0)
     for stepped in steps(world, start, monkeypatch):
         assert_states_equal(stepped, wanted, 2e-6)
+
+
+def test_a_fisheye_lens_has_no_free_k3() -> None:
+    with pytest.raises(ValueError, match="leave it out for a fisheye lens"):
+        rig("fisheye", intrinsics=INTRINSICS["focal and k1 to k3 free"])
 
 
 def test_one_step_with_rotations_only_is_the_dense_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from vipe_kernels.gpu.measurement import arctan  # noqa: E402
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 RADIAL = (Intrinsic("k1", 0.0, 0.1), Intrinsic("k2", 0.0, 0.1))
+K3 = Intrinsic("k3", 0.0, 0.5)
 CENTRE = (Intrinsic("cx", 319.5, 10.0), Intrinsic("cy", 239.5, 10.0))
 
 
@@ -88,7 +89,7 @@ def assert_same_sums(found: Sums, wanted: Sums, share: float = 3e-5) -> None:
 
 @pytest.mark.parametrize(
     ("model", "free", "keyframes"),
-    [("pinhole", (focal(), *CENTRE), 3), ("brown", (focal(), *RADIAL), 2), ("fisheye", (focal(), *RADIAL), 2)],
+    [("pinhole", (focal(), *CENTRE), 3), ("brown", (focal(), *RADIAL, K3), 2), ("fisheye", (focal(), *RADIAL), 2)],
 )
 def test_sums_of_each_camera_model(model: str, free: tuple[Intrinsic, ...], keyframes: int) -> None:
     found, wanted = both(*hard(rig(model, keyframes=keyframes, points=67, intrinsics=free)))
@@ -101,7 +102,7 @@ def test_the_hard_problem_has_points_behind_a_camera() -> None:
     assert 0.05 < float((~front).double().mean()) < 0.95
 
 
-@pytest.mark.parametrize(("model", "free"), [("pinhole", ()), ("brown", (focal(), *RADIAL))], ids=["known", "brown"])
+@pytest.mark.parametrize(("model", "free"), [("pinhole", ()), ("brown", (focal(), *RADIAL, K3))], ids=["known", "brown"])
 def test_substitution_of_the_depths(model: str, free: tuple[Intrinsic, ...]) -> None:
     problem, state = hard(rig(model, keyframes=3, points=70, intrinsics=free))
     chunk = slice(0, len(problem.edges.source))

@@ -20,7 +20,7 @@ from vipe_dag.sequence import ArrayFrames
 from vipe_dag.stages import launch, mapping, revisits
 from vipe_dag.stages.inbetween import interpolate
 from vipe_dag.stages.intrinsics import Solved, choose_lens, default_params
-from vipe_dag.stages.mapper import Mapper
+from vipe_dag.stages.mapper import Mapper, Segment
 from vipe_dag.stages.mapping import Camera, Evidence, Map, pixels_schedule
 from vipe_dag.stages.measurements import Edge, Measurements, stands
 from vipe_kernels import bundle
@@ -214,7 +214,7 @@ def test_a_lens_is_taken_up_where_it_explains_the_measurements(model: str) -> No
     truth = replace(world.truth, params=world.truth.params * two_terms)
     scene = exact_map(replace(world, truth=truth).with_targets(bundle.transfer(world.problem, truth)[0]))
     scene.model, scene.params[4:] = "pinhole", 0.0
-    camera = Camera(Intrinsic("focal", 6.0, 0.3), (), (Intrinsic("k1", 0.0, 10.0), Intrinsic("k2", 0.0, 10.0)))
+    camera = Camera(Intrinsic("focal", 6.0, 0.3), (), (Intrinsic("k1", 0.0, 10.0), Intrinsic("k2", 0.0, 10.0)), ())
     free, fixed, settings = range(1, 6), [0], config().intrinsics
     scene.adjust(free, fixed, pixels_schedule((8.0, 3.0), (10, 10), 1.0), (camera.focal,))
     pinhole = Solved.of(scene, free, fixed, (camera.focal,), camera, settings)
@@ -228,6 +228,32 @@ def test_a_lens_is_taken_up_where_it_explains_the_measurements(model: str) -> No
     found = choose_lens(pinhole, bend, free, fixed, camera, settings).scene
     assert found.model == model
     assert found.params[0] == pytest.approx(float(truth.params[0]), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("shift", "lens", "freed"),
+    [
+        (0.0, (0.0, 0.0, 0.0), {"focal"}),
+        (12.0, (0.0, 0.0, 0.0), {"focal", "cx", "cy"}),
+        (0.0, (-0.15, 0.05, 0.0), {"focal", "k1", "k2"}),
+        (0.0, (0.2624, -0.9531, 1.1633), {"focal", "k1", "k2", "k3"}),
+    ],
+    ids=["nothing", "a centre beside the middle", "a lens that bends one way", "a lens that bends one way, then the other"],
+)
+def test_of_the_camera_is_freed_what_the_whole_map_shows(shift: float, lens: tuple[float, float, float], freed: set[str]) -> None:
+    world = rig("brown", keyframes=10, points=120, turn=0.1, fov=64.0)
+    params = world.truth.params.clone()
+    params[2] += shift
+    params[4:] = torch.tensor([lens[0], lens[1], 0.0, 0.0, lens[2]])
+    truth = replace(world.truth, params=params)
+    scene = exact_map(replace(world, truth=truth).with_targets(bundle.transfer(world.problem, truth)[0]).noisy(0.2))
+    scene.model, scene.params[2:] = "pinhole", default_params(WIDTH, HEIGHT, 1.0)[2:]
+    priors = config().ba_poses
+    mapper = Mapper(scene, priors, (Camera.of(scene.m.frames, priors).focal,), np.zeros(10, np.int32))
+    assert {free.name for free in mapper.refine_camera([Segment(tuple(range(10)), True)])} == freed
+    assert scene.model == ("brown" if any(lens) else "pinhole")
+    assert np.abs(scene.params[:4] - params[:4].numpy()).max() < 1.5
+    assert np.abs(scene.params[4:] - params[4:].numpy()).max() < 0.15 * max(map(abs, lens)) + 0.01
 
 
 @pytest.mark.parametrize("model", ["pinhole", "brown", "fisheye"])

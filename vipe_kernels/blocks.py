@@ -170,9 +170,9 @@ def _by_intrinsic(work, count, index, codes, ray_slope, r, fx, fy, model):
         if code == 0:
             for k in range(np.uint64(count)):
                 work[at + k], work[at + ROW + k] = fx * work[_XD + k], fy * work[_YD + k]
-        elif code >= 3:
+        elif code >= 4:
             for k in range(np.uint64(count)):
-                work[at + k], work[at + ROW + k] = (1.0, 0.0) if code == 3 else (0.0, 1.0)
+                work[at + k], work[at + ROW + k] = (1.0, 0.0) if code == 4 else (0.0, 1.0)
         else:
             for k in range(np.uint64(count)):
                 x, y = work[_PX + k], work[_PY + k]
@@ -181,7 +181,7 @@ def _by_intrinsic(work, count, index, codes, ray_slope, r, fx, fy, model):
                     radius = math.sqrt(r2 + _TINY)
                     power = math.atan(radius) ** (2 * code + 1) / radius
                 else:
-                    power = r2 if code == 1 else r2 * r2
+                    power = r2 if code == 1 else r2 * r2 if code == 2 else r2 * r2 * r2
                 work[at + k], work[at + ROW + k] = fx * x * power, fy * y * power
         for k in range(np.uint64(count)):
             gx, gy = ray_slope[index[k], 0, m], ray_slope[index[k], 1, m]

@@ -28,7 +28,7 @@ from vipe_kernels import cameras, descent, fused, parallel
 from vipe_kernels.backend import backend_for
 from vipe_kernels.reduced import Pattern, Reduced, zeros_together
 
-SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "cx": (2,), "cy": (3,), "k1": (4,), "k2": (5,)}
+SLOTS: dict[str, tuple[int, ...]] = {"focal": (0, 1), "cx": (2,), "cy": (3,), "k1": (4,), "k2": (5,), "k3": (8,)}
 """Entries of the 9-vector of parameters that an intrinsic moves."""
 _SAME = 1e-9
 """Similarities that differ by a smaller share move the cameras alike, as turns about a straight path do."""
@@ -46,7 +46,8 @@ _GPU_CHUNK_ROWS = 2_000_000
 class Intrinsic:
     """One free intrinsic direction: which entries of the 9-vector move, its prior mean and prior standard deviation (inf: none).
 
-    `focal` moves log fx and log fy together (prior on log fx); `cx`, `cy` (pixels), `k1`, `k2` are additive.
+    `focal` moves log fx and log fy together (prior on log fx); `cx`, `cy` (pixels), `k1`, `k2` and, of Brown's model,
+    `k3` are additive.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Problem:
     uv (K, P, 2) pixel of every point; free_pose (K,) bool; free_depth (K,) bool; rotation_only: the
     translations of free poses (all zero) stay.
     depth_prior: precision (1 / px^2 per unit of squared relative change) that keeps unobserved inverse depths near where they are.
+    Raises ValueError where k3 of a fisheye lens is to be free: of that only k1 and k2 are.
     """
 
     model: str
@@ -163,6 +165,10 @@ class Problem:
     rotation_only: bool = False
     depth_prior: float = 1e-3
     near: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.model == "fisheye" and "k3" in {free.name for free in self.intrinsics}:
+            raise ValueError("k3 is free of Brown's model only; leave it out for a fisheye lens")
 
 
 @dataclass(frozen=True)
@@ -837,7 +843,7 @@ def _is_small(problem: Problem, plan: _Plan) -> bool:
         and len(plan.stretches) == 1
         and len(plan.free) > 0
         and problem.edges.weight.numel() <= _SMALL
-        and (problem.model == "pinhole" or not {"k1", "k2"} & {free.name for free in problem.intrinsics})
+        and (problem.model == "pinhole" or not {"k1", "k2", "k3"} & {free.name for free in problem.intrinsics})
     )
 
 

@@ -26,7 +26,9 @@ def _slots(code):
     """The entries of the parameters that an intrinsic moves: the first, and one past the last."""
     if code == 0:
         return 0, 2
-    return (code + 3, code + 4) if code < 3 else (code - 1, code)
+    if code < 3:
+        return code + 3, code + 4
+    return (8, 9) if code == 3 else (code - 2, code - 1)
 
 
 @compiled
@@ -49,7 +51,7 @@ def _add_priors(codes, priors, params, corner, shared):
 def move_intrinsics(codes, shared, params):
     """A step of the intrinsics with these codes (n,), shared (n,), in place; it is shortened where it is long. params (9,)."""
     for m in range(len(codes)):
-        limit = 0.2 if codes[m] == 0 else 0.1 * params[0] if codes[m] >= 3 else 0.1
+        limit = 0.2 if codes[m] == 0 else 0.1 * params[0] if codes[m] >= 4 else 0.5 if codes[m] == 3 else 0.1
         step = min(max(shared[m], -limit), limit)
         first, last = _slots(codes[m])
         for slot in range(first, last):

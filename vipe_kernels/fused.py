@@ -32,7 +32,7 @@ FARTHEST, NEAREST = 1e-4, 1e4
 """Least and greatest inverse depth."""
 
 MODEL_CODES = {"pinhole": 0, "brown": 1, "fisheye": 2}
-INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2, "cx": 3, "cy": 4}
+INTRINSIC_CODES = {"focal": 0, "k1": 1, "k2": 2, "k3": 3, "cx": 4, "cy": 5}
 
 
 def view_limit(params: Float, model: str) -> float:
@@ -63,8 +63,8 @@ def _intrinsic_slope(code, x, y, xd, yd, fx, fy, model):
     """How a free intrinsic moves the pixel of the normalised point (x, y), distorted (xd, yd)."""
     if code == 0:
         return fx * xd, fy * yd
-    if code >= 3:
-        return (1.0, 0.0) if code == 3 else (0.0, 1.0)
+    if code >= 4:
+        return (1.0, 0.0) if code == 4 else (0.0, 1.0)
     r2 = x * x + y * y
     if model == 2:
         radius = math.sqrt(r2 + _TINY)

@@ -96,7 +96,7 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
             quality.position_std[keys] = found.position_std.numpy() * sigma
             if free and len(keys) > most:
                 most = len(keys)
-                camera = Camera.of(scene.m.frames, config).everything()
+                camera = tuple(dict.fromkeys((*Camera.of(scene.m.frames, config).everything(), *free)))
                 quality.params_std = params_std(scene.params, camera, Evidence.of(scene, part, camera, scale).std())
     return quality
 

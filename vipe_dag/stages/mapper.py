@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vipe_dag.config import BaPosesConfig
 from vipe_dag.stages.intrinsics import measure_parallax
 from vipe_dag.stages.launch import launch, rotating, widest_pair
-from vipe_dag.stages.mapping import Camera, Map, intrinsic_std, pixels_schedule
+from vipe_dag.stages.mapping import Camera, Evidence, Map, intrinsic_std, pixels_schedule
 from vipe_dag.stages.revisits import far_pairs, likeness
 from vipe_kernels import bundle, parallel
 from vipe_kernels.bundle import Intrinsic, Report
@@ -27,6 +27,9 @@ _CAMERA_KEYFRAMES = 8
 
 _CAMERA_STEPS = 12
 """Most steps at each scale with more of the camera free: centre, focal length and rotations move together, slowly."""
+
+_UNDERSTATED = 4.0
+"""Times that what a camera promises to explain, to first order, is less than it then does at most: 1 to 4 of what explained enough."""
 
 _FEW_POINTS = 256
 """Of each keyframe, that place the cameras of a whole map until the last adjustment: errors of neighbouring points are alike."""
@@ -312,8 +315,9 @@ class Mapper:
     def refine_camera(self, segments: Sequence[Segment]) -> tuple[Intrinsic, ...]:
         """Free the principal point, then take up radial distortion, where the longest moving segment shows it; returns what is then free.
 
-        Both are confounded with focal length, motion and depth, so each is kept only if it lowers the robust cost by enough and is
-        more than three standard deviations from what was assumed.
+        All are confounded with focal length, motion and depth, so each is kept only if it lowers the robust cost by enough and is
+        more than three standard deviations from what was assumed. A lens that bends one way and then the other shows itself by k1, k2 and
+        k3 together. What promises far less than enough is not tried.
         """
         moving = [s.keyframes for s in segments if s.parallax]
         free, scene, config = self.intrinsics, self.scene, self.config
@@ -322,20 +326,31 @@ class Mapper:
             return free
         scales = config.global_scales[-2:]
         camera = Camera.of(scene.m.frames, config)
+        wanted = [(camera.centre, scene.model, config.centre_gain)]
+        if scene.model != "fisheye":
+            wanted += [(lens, "brown", config.distortion_gain) for lens in (camera.radial, camera.radial + camera.higher)]
         cost = self.everything(keyframes, scales, _CAMERA_STEPS, free, _FEW_POINTS).cost
-        for more, model, gain in ((camera.centre, scene.model, config.centre_gain), (camera.radial, "brown", config.distortion_gain)):
-            if not more or more[0] in free:
+        every = tuple(dict.fromkeys(intrinsic for lot, _, _ in wanted for intrinsic in (*free, *lot)))
+        evidence = self._evidence(keyframes, every, scales[-1])
+        for lot, model, gain in wanted:
+            trial = tuple(dict.fromkeys((*free, *lot)))
+            if trial == free or _UNDERSTATED * evidence.gain(trial) < gain * cost:
                 continue
             before, known = scene.snapshot(), scene.model
             scene.model = model
-            trial = (*free, *more)
             found = self.everything(keyframes, scales, _CAMERA_STEPS, trial, _FEW_POINTS).cost
-            if found < cost * (1 - gain) and self._moved(keyframes, free, more, scales[-1]):
+            if found < cost * (1 - gain) and self._moved(keyframes, free, trial[len(free) :], scales[-1]):
                 free, cost = trial, found
+                evidence = self._evidence(keyframes, every, scales[-1])
             else:
                 scene.model = known
                 scene.restore(before)
         return free
+
+    def _evidence(self, keyframes: Sequence[int], intrinsics: tuple[Intrinsic, ...], scale: float) -> Evidence:
+        """What the measurements of adjusted keyframes say of intrinsics."""
+        part = self.scene.part(keyframes[1:], keyframes[:1], most=_FEW_POINTS)
+        return Evidence.of(self.scene, part, intrinsics, scale * self.unit)
 
     def _moved(self, keyframes: Sequence[int], free: tuple[Intrinsic, ...], more: tuple[Intrinsic, ...], scale: float) -> bool:
         """Whether any of `more`, found beside the intrinsics that were free, is over three standard deviations from what was assumed."""

@@ -29,6 +29,8 @@ Float = NDArray[np.float64]
 _CORRELATION = 4.0
 _ALIKE, _GROUPS = 4, 12
 """Keyframes in a row whose errors count as one, a keyframe and those that it is measured against; and the fewest such runs wanted."""
+_HIGHER = 5.0
+"""How much wider the prior of k3 is than that of k1 and k2: lenses in which they take turns bend one way, then the other."""
 _CELLS = 3
 """Parts of the longer side of a picture that a surface is taken to fill."""
 _CACHED_RAYS = 64
@@ -364,11 +366,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Camera:
-    """What may be free of an unknown camera, under its priors. Centre and radial distortion are empty where they are taken as known."""
+    """What may be free of an unknown camera, under its priors. Centre and distortion are empty where they are taken as known; higher: what
+    Brown's model has beyond `radial`."""
 
     focal: Intrinsic
     centre: tuple[Intrinsic, ...]
     radial: tuple[Intrinsic, ...]
+    higher: tuple[Intrinsic, ...]
 
     @classmethod
     def of(cls, frames: FrameSequence, priors: CameraPriors) -> Camera:
@@ -379,6 +383,7 @@ class Camera:
             Intrinsic("focal", float(np.log(priors.prior_focal * side)), priors.prior_std),
             tuple(Intrinsic(name, mean, spread) for name, mean in middle) if spread else (),
             tuple(Intrinsic(name, 0.0, bend) for name in ("k1", "k2")) if bend else (),
+            (Intrinsic("k3", 0.0, _HIGHER * bend),) if bend else (),
         )
 
     def lens(self) -> tuple[Intrinsic, ...]:

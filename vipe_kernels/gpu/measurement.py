@@ -60,9 +60,9 @@ def intrinsic_slope(x, y, xd, yd, r, theta, fx, fy, CODE: tl.constexpr, MODEL: t
     """How a free intrinsic (`fused.INTRINSIC_CODES`) moves the pixel of the normalised point."""
     if CODE == 0:
         return fx * xd, fy * yd
-    elif CODE == 3:
-        return x * 0.0 + 1.0, x * 0.0
     elif CODE == 4:
+        return x * 0.0 + 1.0, x * 0.0
+    elif CODE == 5:
         return x * 0.0, x * 0.0 + 1.0
     else:
         if MODEL == 2:
@@ -71,9 +71,12 @@ def intrinsic_slope(x, y, xd, yd, r, theta, fx, fy, CODE: tl.constexpr, MODEL: t
             if CODE == 2:
                 power = power * t2
         else:
-            power = r * r
-            if CODE == 2:
-                power = power * power
+            r2 = r * r
+            power = r2
+            if CODE >= 2:
+                power = power * r2
+            if CODE == 3:
+                power = power * r2
         return fx * x * power, fy * y * power
 
 
