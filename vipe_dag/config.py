@@ -79,7 +79,10 @@ class CameraPriors(StageConfig):
         "there. Calibration leaves it there, and counts into the standard deviation of the focal length that it may not be.",
     )
     prior_distortion_std: float = Field(
-        0.1, ge=0.0, le=1.0, description="Standard deviation of the radial distortion k1, k2 about zero, and a fifth of that of k3; 0: none is sought."
+        0.1,
+        ge=0.0,
+        le=1.0,
+        description="Standard deviation of the radial distortion k1, k2 about zero, and a fifth of that of k3; 0: none is sought.",
     )
 
 

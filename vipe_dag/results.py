@@ -34,7 +34,7 @@ class Keyframes:
     keyframe (K,) int64 rows, ascending; motion (T,) float32, median flow in pixels since the last keyframe of the first pass; segment
     (T,) int32, which uninterrupted shot a row belongs to; sharpness (T,) float32, variance of the Laplacian of grey levels; flow_to_next,
     flow_from_next (K, fy, fx, 2) float16 pixels: where the cells that a keyframe is divided into are in the next one, and the other way, as
-    followed through the frames between; NaN where none are between or it was not followed; flags: words of the data contract.
+    followed through the frames between; NaN where fewer than two are between or it was not followed; flags: words of the data contract.
     """
 
     keyframe: NDArray[np.int64]

@@ -33,6 +33,8 @@ _BLOCK = 4
 """Frames made ready at a time."""
 _CELLS = 40
 """Parts of the longer side in which followed flow is kept."""
+_BETWEEN = 2
+"""Frames through which flow has to be followed to be told: one more than none hardly knows more than flow from end to end."""
 _REFINEMENTS = 2
 """Of dense flow: more change the motion by less than one part in a hundred, and the consistent share by one to three."""
 _CLOSING = 1.0
@@ -127,7 +129,7 @@ class _Followed:
         self._known: dict[tuple[int, int], tuple[Flow, Flow]] = {}
 
     def keep(self, a: int, b: int, motion: _Motion) -> None:
-        if b > a + 1:
+        if b > a + _BETWEEN:
             self._known[a, b] = self._cells(motion.there), self._cells(motion.back)
 
     def _cells(self, flow: Flow) -> Flow:
