@@ -41,7 +41,7 @@ _CLOSING = 1.0
 """Pixels, at the size where motion is measured, by which a place may miss where it came from."""
 _CUT_SEEDED, _CUT_CONSISTENT = 0.15, 0.06
 """Shares of places that flow back below which it is looked whether two frames show the same place: where they do not, up to 0.12 do if the
-way back was begun from the way there, and up to 0.03 if from nothing."""
+way back was begun from the way there, and, but for one of 60, up to 0.06 if from nothing."""
 _CUT_FEATURES = 1000
 _CUT_MATCHES = 15
 
@@ -126,25 +126,27 @@ class _Followed:
         cell = max(frames.width, frames.height) / _CELLS
         self._frame = np.array([frames.width, frames.height], np.float32)
         self._size = max(1, round(frames.width / cell)), max(1, round(frames.height / cell))
-        self._known: dict[tuple[int, int], tuple[Flow, Flow]] = {}
+        self._known: dict[tuple[int, int], tuple[NDArray[np.float16], NDArray[np.float16]]] = {}
 
     def keep(self, a: int, b: int, motion: _Motion) -> None:
         if b > a + _BETWEEN:
             self._known[a, b] = self._cells(motion.there), self._cells(motion.back)
 
-    def _cells(self, flow: Flow) -> Flow:
+    def _cells(self, flow: Flow) -> NDArray[np.float16]:
         scale = self._frame / np.array(flow.shape[1::-1], np.float32)
-        return np.asarray(cv2.resize(flow, self._size, interpolation=cv2.INTER_AREA) * scale, np.float32)
+        return np.asarray(cv2.resize(flow, self._size, interpolation=cv2.INTER_AREA) * scale, np.float16)
 
     def divide(self, frames: FrameSequence, whole: list[int], parts: list[int], motion: NDArray[np.float32], side: int) -> None:
         """Follow between keyframes that were set within the intervals of others, by what is known of these: the share of their motion."""
-        for start, end in itertools.pairwise(whole):
-            rows = [row for row in parts if start <= row <= end]
+        for first, last in itertools.pairwise(np.searchsorted(parts, whole).tolist()):
+            rows = parts[first : last + 1]
+            start, end = rows[0], rows[-1]
             if len(rows) < 3 or (start, end) not in self._known:
                 continue
             small = {row: _shrink(frames.luma(row), side) for row in rows}
             size = small[start].image.shape[::-1]
-            flow = cv2.resize(self._known[start, end][0], size, interpolation=cv2.INTER_LINEAR) * (np.array(size, np.float32) / self._frame)
+            cells = self._known[start, end][0].astype(np.float32)
+            flow = cv2.resize(cells, size, interpolation=cv2.INTER_LINEAR) * (np.array(size, np.float32) / self._frame)
             for a, b in itertools.pairwise(rows):
                 moved = motion[b] - (motion[a] if a > start else 0.0)
                 guess = np.asarray(flow * np.float32(moved / max(motion[end], 1e-6)), np.float32)
@@ -244,7 +246,7 @@ def select(frames: FrameSequence, config: KeyframesConfig, progress: Callable[[i
         else:  # the last time this far from a keyframe was too far
             flows.expect(last, current, None)
         before, found = found, _Motion.of(anchor, current, flow)
-        if found.share < config.consistent and before and anchor is not last:
+        if found.share < config.consistent and before is not None and anchor is not last:
             # Too far from the last keyframe: the previous frame becomes one, and motion is measured from there.
             if keyframe[-1] != row - 1:
                 keyframe.append(row - 1)
