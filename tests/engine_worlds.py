@@ -224,12 +224,17 @@ class Errors:
     rotation_deg: float
 
 
+def ate_percent(cam2world: Float, truth: Float, length: float) -> float:
+    """RMS distance of cameras (n, 4, 4) from the true ones after the best similarity, in percent of a length."""
+    aligned = trajectory.align(cam2world, truth)
+    miss = np.linalg.norm(aligned.estimate[:, :3, 3] - aligned.reference[:, :3, 3], axis=1)
+    return 100 * float(np.sqrt(np.square(miss).mean())) / max(length, 1e-9)
+
+
 def errors(name: str, poses: BaPoses, segment: int = 0) -> Errors:
     """Estimated against true cameras of one segment."""
     rows = poses.segment == segment
     truth = clip(name).cam2world[rows]
     aligned = trajectory.align(poses.cam2world[rows], truth)
-    miss = np.linalg.norm(aligned.estimate[:, :3, 3] - truth[:, :3, 3], axis=1)
     length = float(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1).sum())
-    ate = 100 * float(np.sqrt((miss**2).mean())) / max(length, 1e-9)
-    return Errors(ate, float(angle_deg(aligned.estimate[:, :3, :3], truth[:, :3, :3]).max()))
+    return Errors(ate_percent(poses.cam2world[rows], truth, length), float(angle_deg(aligned.estimate[:, :3, :3], truth[:, :3, :3]).max()))

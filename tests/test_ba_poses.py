@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from engine_worlds import angle_deg, clip, config, errors, frames, known, selected, solved
+from engine_worlds import angle_deg, ate_percent, clip, config, errors, frames, known, selected, solved
 from vipe_dag import synthetic
 from vipe_dag.config import load_config
 from vipe_dag.evaluate import trajectory
@@ -233,9 +233,7 @@ def test_a_bay_of_a_hall_is_not_taken_for_the_next_which_looks_alike(height: int
     chosen = keyframes.select(shown, settings.keyframes)
     camera = intrinsics.calibrate(shown, chosen, settings.intrinsics, hall.camera)
     found = ba_poses.solve(shown, chosen, camera, settings.ba_poses)
-    aligned = trajectory.align(found.cam2world, hall.cam2world)
-    miss = np.linalg.norm(aligned.estimate[:, :3, 3] - aligned.reference[:, :3, 3], axis=1)
-    assert 100 * np.sqrt(np.square(miss).mean()) / hall.path_length < 0.3
+    assert ate_percent(found.cam2world, hall.cam2world, hall.path_length) < 0.3
 
 
 @cache
@@ -252,10 +250,7 @@ def rearranged(order: tuple[int, ...], blind: tuple[int, ...] = ()) -> tuple[BaP
     every = Keyframes(np.arange(rows), np.zeros(rows, np.float32), shot, np.ones(rows, np.float32), unfollowed, unfollowed, ())
     settings = config().ba_poses.model_copy(update={"matches": 384})
     found = ba_poses.solve(shown, every, known("orbit"), settings)
-    aligned = trajectory.align(found.cam2world[found.tracked], truth[found.tracked])
-    miss = np.linalg.norm(aligned.estimate[:, :3, 3] - aligned.reference[:, :3, 3], axis=1)
-    length = np.linalg.norm(np.diff(clip("orbit").cam2world[:, :3, 3], axis=0), axis=1).sum()
-    return found, float(100 * np.sqrt(np.square(miss).mean()) / length)
+    return found, ate_percent(found.cam2world[found.tracked], truth[found.tracked], clip("orbit").path_length)
 
 
 def test_a_shot_that_comes_back_to_a_known_place_joins_its_world() -> None:

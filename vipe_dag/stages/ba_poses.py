@@ -20,7 +20,7 @@ from vipe_dag.stages.finds import Finds
 from vipe_dag.stages.inbetween import FramePoses, pose_frames
 from vipe_dag.stages.intrinsics import OBSERVABLE_STD, params_std
 from vipe_dag.stages.mapper import Mapper, Segment
-from vipe_dag.stages.mapping import Camera, Evidence, Map, Part, noise
+from vipe_dag.stages.mapping import Camera, Evidence, Map, Part, joined, noise
 from vipe_dag.stages.measurements import Measurements
 from vipe_kernels import bundle
 from vipe_kernels.bundle import Intrinsic
@@ -96,7 +96,7 @@ def judge(scene: Map, segments: list[Segment], free: tuple[Intrinsic, ...], intr
             quality.position_std[keys] = found.position_std.numpy() * sigma
             if free and len(keys) > most:
                 most = len(keys)
-                camera = tuple(dict.fromkeys((*Camera.of(scene.m.frames, config).everything(), *free)))
+                camera = joined(Camera.of(scene.m.frames, config).everything(), free)
                 quality.params_std = params_std(scene.params, camera, Evidence.of(scene, part, camera, scale).std())
     return quality
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vipe_dag.config import BaPosesConfig
 from vipe_dag.stages.intrinsics import measure_parallax
 from vipe_dag.stages.launch import launch, rotating, widest_pair
-from vipe_dag.stages.mapping import Camera, Evidence, Map, intrinsic_std, pixels_schedule
+from vipe_dag.stages.mapping import Camera, Evidence, Map, intrinsic_std, joined, pixels_schedule
 from vipe_dag.stages.revisits import far_pairs, likeness
 from vipe_kernels import bundle, parallel
 from vipe_kernels.bundle import Intrinsic, Report
@@ -330,18 +330,20 @@ class Mapper:
         if scene.model != "fisheye":
             wanted += [(lens, "brown", config.distortion_gain) for lens in (camera.radial, camera.radial + camera.higher)]
         cost = self.everything(keyframes, scales, _CAMERA_STEPS, free, _FEW_POINTS).cost
-        every = tuple(dict.fromkeys(intrinsic for lot, _, _ in wanted for intrinsic in (*free, *lot)))
-        evidence = self._evidence(keyframes, every, scales[-1])
+        every = joined(free, *(lot for lot, _, _ in wanted))
+        evidence: Evidence | None = None  # of the map as it is
         for lot, model, gain in wanted:
-            trial = tuple(dict.fromkeys((*free, *lot)))
-            if trial == free or _UNDERSTATED * evidence.gain(trial) < gain * cost:
+            trial = joined(free, lot)
+            if trial == free:
+                continue
+            evidence = evidence or self._evidence(keyframes, every, scales[-1])
+            if _UNDERSTATED * evidence.gain(trial) < gain * cost:
                 continue
             before, known = scene.snapshot(), scene.model
             scene.model = model
             found = self.everything(keyframes, scales, _CAMERA_STEPS, trial, _FEW_POINTS).cost
             if found < cost * (1 - gain) and self._moved(keyframes, free, trial[len(free) :], scales[-1]):
-                free, cost = trial, found
-                evidence = self._evidence(keyframes, every, scales[-1])
+                free, cost, evidence = trial, found, None
             else:
                 scene.model = known
                 scene.restore(before)

@@ -5,6 +5,7 @@ World frame: the camera of the first keyframe of the map; scale: the median inve
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -362,6 +363,11 @@ class Evidence:
         which = [self.intrinsics.index(intrinsic) for intrinsic in moved]
         total = self.scores.sum(0)[which]
         return float(total @ np.linalg.lstsq(self.hessian[np.ix_(which, which)], total)[0])
+
+
+def joined(*lots: Iterable[Intrinsic]) -> tuple[Intrinsic, ...]:
+    """Each intrinsic of some lots once, in their order."""
+    return tuple(dict.fromkeys(itertools.chain(*lots)))
 
 
 @dataclass(frozen=True)

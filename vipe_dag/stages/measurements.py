@@ -146,22 +146,26 @@ class Measurements:
         return self.finds.pyramids.get(row, lambda: tracking.prepared(self.frames.luma(row)))
 
     def dense(self, source_row: int, destination_row: int) -> Array:
-        """Coarse dense flow between two rows at half resolution: (H // 2, W // 2, 2), in half-resolution pixels."""
+        """Dense flow between two rows over cells of the picture, (h, w, 2) px: as it was followed, else looked for at half resolution."""
 
         def make() -> Array:
             size = (self.frames.width // 2, self.frames.height // 2)
             a, b = (cv2.resize(self.frames.luma(row), size, interpolation=cv2.INTER_AREA) for row in (source_row, destination_row))
-            return tracking.dense_seed(np.asarray(a, np.uint8), np.asarray(b, np.uint8))
+            flow = tracking.dense_seed(np.asarray(a, np.uint8), np.asarray(b, np.uint8))
+            return flow * self._cell(flow)
 
-        return self.finds.flows.get((source_row, destination_row), make)
+        rows = source_row, destination_row
+        return self._followed[rows].astype(np.float32) if rows in self._followed else self.finds.flows.get(rows, make)
+
+    def _cell(self, flow: Array) -> Array:
+        """Width and height (2,) px of the cells of a flow (h, w, 2)."""
+        return np.array([self.frames.width / flow.shape[1], self.frames.height / flow.shape[0]], np.float32)
 
     def carry(self, uv: Array, source_row: int, destination_row: int) -> Array:
         """Where dense flow takes pixels of one row in another: (N, 2) float32."""
-        followed = self._followed.get((source_row, destination_row))
-        flow = self.dense(source_row, destination_row) if followed is None else followed.astype(np.float32)
-        scale = np.array([self.frames.width / flow.shape[1], self.frames.height / flow.shape[0]], np.float32)
-        moved = tracking.sample(flow, ((uv + 0.5) / scale - 0.5).astype(np.float32))
-        return (uv + (moved * scale if followed is None else moved)).astype(np.float32)
+        flow = self.dense(source_row, destination_row)
+        place = (uv + 0.5) / self._cell(flow) - 0.5
+        return (uv + tracking.sample(flow, place.astype(np.float32))).astype(np.float32)
 
     def chain(self, path: Sequence[int]) -> Array:
         """A guess of where the grid corners of the first keyframe of a path are in the last, from one to the next: (G, 2)."""
